@@ -20,7 +20,7 @@ EDGE_KEYS = ("edge_index", "edge_type", "edge_attr")
 
 
 class Triple(NamedTuple):
-    """One statement: subject, predicate, object, the confidence in it (0 to 1) and its level of abstraction (from 1)."""
+    """One statement: subject, predicate, object, confidence in it (0 to 1) and level of abstraction (from 1)."""
 
     subject: str
     predicate: str
@@ -30,13 +30,13 @@ class Triple(NamedTuple):
 
 
 class TripleDataset(InMemoryDataset):
-    """Samples stored end to end; ``dataset[i]`` is one PyG ``Data``, a list of positions given to a loader is one batch.
+    """Samples stored end to end: ``dataset[i]`` is one PyG ``Data``, a loader gets whole batches.
 
     Each sample holds ``x`` [N] entity-type token, ``level`` [N] level of abstraction (from 1), ``edge_index`` [2, E],
     ``edge_type`` [E] predicate id, ``edge_attr`` [E] confidence (float32, 0 to 1), ``y`` [1] label (0 or 1) and
     ``instance`` [1], the id of the patient, problem or world it was drawn from, which no two splits share. Where the
-    label is about one pair of nodes, ``query_index`` [2, 1] holds them and ``query_type`` [1] the predicate asked about.
-    A domain adds one number a sample for each of its breakdowns.
+    label is about one pair of nodes, ``query_index`` [2, 1] holds them and ``query_type`` [1] the predicate asked
+    about. A domain adds one number a sample for each of its breakdowns.
     """
 
     def __init__(self, columns: Mapping[str, Tensor], slices: Mapping[str, Tensor]) -> None:
@@ -77,7 +77,7 @@ class TripleDataset(InMemoryDataset):
             "edge_type": torch.as_tensor(np.asarray(edge_type, dtype=np.int64)),
             "edge_attr": torch.as_tensor(np.asarray(edge_attr, dtype=np.float32)),
         }
-        slices = {key: node_ptr for key in NODE_KEYS} | {key: edge_ptr for key in EDGE_KEYS}
+        slices = dict.fromkeys(NODE_KEYS, node_ptr) | dict.fromkeys(EDGE_KEYS, edge_ptr)
         if query_index is not None:
             columns["query_index"] = torch.as_tensor(np.asarray(query_index, dtype=np.int64))
             slices["query_index"] = graph_ptr

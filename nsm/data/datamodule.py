@@ -1,0 +1,180 @@
+"""The one LightningDataModule: generate or load, split, control, batch; a domain adds what is true of it."""
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_geometric.data import Batch
+
+from nsm.config import DomainConfig
+from nsm.data import cache, shortcuts
+from nsm.data.triples import TripleDataset
+
+LOADER_FIELDS = ("_target_", "batch_size", "eval_batch_size", "num_workers", "pin_memory", "cache_dir")
+
+
+class TripleDataModule(LightningDataModule, ABC):
+    """Samples of one domain with a known truth.
+
+    After :meth:`prepare_data` and :meth:`setup`, ``train_set``, ``val_set`` and ``test_set`` are PyG datasets of such
+    samples, and ``extra_sets`` holds further test sets by name (an intervention, longer plans, candidates to rank).
+
+    A domain sets the class attributes, and implements :meth:`generate`; it overrides :attr:`ceilings`,
+    :meth:`local_features` and :meth:`metrics` where it has more to say.
+    """
+
+    name: str
+    version: ClassVar[int]
+    """Of the generator: raise it whenever the same configuration would give other bytes; old caches are left behind."""
+    config_class: ClassVar[type[DomainConfig]]
+    relations: ClassVar[tuple[str, ...]]
+    entity_types: ClassVar[tuple[str, ...]]
+    num_levels: ClassVar[int]
+    """Levels of abstraction that ``level`` counts, from 1."""
+
+    train_set: TripleDataset
+    val_set: TripleDataset
+    test_set: TripleDataset
+    extra_sets: dict[str, TripleDataset]
+    shortcuts: dict[str, float]
+    """Test accuracy of models too cheap to understand anything, by name."""
+    majority: float
+    """Test accuracy of always answering the class that is more frequent in training."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.config = self.config_class(
+            _target_=f"{type(self).__module__}.{type(self).__qualname__}",
+            **{key: value for key, value in settings.items() if key != "_target_"},
+        )
+        self.generated_per_second: float | None = None
+        self._content: dict[str, Any] | None = None
+
+    @abstractmethod
+    def generate(self, rng: np.random.Generator) -> dict[str, TripleDataset]:
+        """Make the data: ``train``, ``val``, ``test`` (70/15/15, no instance shared), and further test sets by name."""
+
+    @property
+    def ceilings(self) -> dict[str, float | None]:
+        """Best reachable accuracy of ``test`` and of each extra set, where it is known."""
+        return {"test": None}
+
+    @property
+    def ceiling(self) -> float | None:
+        """Best reachable test accuracy where it is known."""
+        return self.ceilings["test"]
+
+    def local_features(self, dataset: TripleDataset) -> dict[str, np.ndarray]:
+        """Domain-specific feature tables [G, F] by name, each the input of one more shortcut model."""
+        return {}
+
+    def metrics(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
+        """The domain's own test figures from P(y = 1) of every sample, in order, of ``test`` and each extra set."""
+        return {}
+
+    def prepare_data(self) -> None:
+        """Generate the data and audit its shortcuts, unless a sound copy is cached."""
+        self._content = cache.load_or_make(Path(self.config.cache_dir), self.name, self._description(), self._make)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Lay out the splits and apply the control, if one is asked for."""
+        if hasattr(self, "train_set"):
+            return
+        if self._content is None:
+            self.prepare_data()
+        assert self._content is not None
+        sets = {
+            name: TripleDataset(stored["columns"], stored["slices"]) for name, stored in self._content["sets"].items()
+        }
+        self.shortcuts = dict(self._content["shortcuts"])
+        self.majority = float(self._content["majority"])
+        if self.config.control != "none":
+            rng = np.random.default_rng([self.config.seed, 1])
+            sets = {name: _control(dataset, self.config.control, rng, name) for name, dataset in sets.items()}
+        self.train_set, self.val_set, self.test_set = sets.pop("train"), sets.pop("val"), sets.pop("test")
+        self.extra_sets = sets
+        self._content = None
+
+    def check_disjoint(self) -> None:
+        """Prove that no patient, problem or world of one split occurs in another.
+
+        Raises:
+            RuntimeError: naming the splits and an instance they share.
+        """
+        seen: dict[int, str] = {}
+        for name, dataset in (("train", self.train_set), ("val", self.val_set), ("test", self.test_set)):
+            instances = set(dataset.column("instance").tolist())
+            shared = instances & seen.keys()
+            if shared:
+                instance = min(shared)
+                raise RuntimeError(f"instance {instance} of {self.name} is in {seen[instance]} and in {name}")
+            seen |= dict.fromkeys(instances, name)
+
+    @property
+    def test_sets(self) -> dict[str, TripleDataset]:
+        """Every set that is scored at the end, in the order of :meth:`test_dataloader`."""
+        return {"test": self.test_set, **self.extra_sets}
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return [self._loader(dataset) for dataset in self.test_sets.values()]
+
+    def _loader(self, dataset: TripleDataset, shuffle: bool = False) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.config.batch_size if shuffle else self.config.eval_batch_size,
+            shuffle=shuffle,
+            num_workers=self.config.num_workers,
+            pin_memory=self.config.pin_memory,
+            persistent_workers=self.config.num_workers > 0,
+            collate_fn=_as_is,
+        )
+
+    def _description(self) -> dict[str, Any]:
+        """Everything that decides the generated bytes."""
+        settings = dataclasses.asdict(self.config)
+        decided = {key: value for key, value in settings.items() if key not in (*LOADER_FIELDS, "control")}
+        return {"domain": self.name, "version": self.version, "audit": shortcuts.VERSION, **decided}
+
+    def _make(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        sets = self.generate(np.random.default_rng(self.config.seed))
+        self.generated_per_second = sum(len(dataset) for dataset in sets.values()) / (time.perf_counter() - start)
+        audited = shortcuts.audit(
+            sets["train"], sets["test"], len(self.relations), len(self.entity_types), self.local_features
+        )
+        return {
+            "sets": {name: {"columns": d.columns, "slices": dict(d.slices)} for name, d in sets.items()},
+            "shortcuts": audited,
+            "majority": shortcuts.majority(sets["train"], sets["test"]),
+        }
+
+
+def _as_is(batch: Batch) -> Batch:
+    """The dataset has already made the batch."""
+    return batch
+
+
+def _control(dataset: TripleDataset, control: str, rng: np.random.Generator, name: str) -> TripleDataset:
+    """The same samples with what could be learned destroyed."""
+    columns = dataset.columns
+    if control == "shuffled_labels":
+        if name == "train":
+            columns["y"] = columns["y"][torch.as_tensor(rng.permutation(len(dataset)))]
+        return TripleDataset(columns, dataset.slices)
+    sizes = torch.diff(dataset.slices["x"]).repeat_interleave(torch.diff(dataset.slices["edge_index"]))
+    columns["edge_index"] = torch.as_tensor(rng.random((2, len(sizes)))).mul(sizes).long()
+    return TripleDataset(columns, dataset.slices)
