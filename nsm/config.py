@@ -43,3 +43,22 @@ class DomainConfig:
         check(self.num_workers >= 0, "domain.num_workers", self.num_workers, "0 (load in this process) or more")
         controls = ("none", "shuffled_labels", "rewired_edges")
         check(self.control in controls, "domain.control", self.control, f"one of {', '.join(controls)}")
+
+
+@dataclass
+class ModelConfig:
+    """What every model has; a model's own file adds its fields and ``build``."""
+
+    node_features: int = 64
+    """Features of a node at every level."""
+    num_bases: int = 8
+    """Bases that the relations' weights are combined from."""
+    dropout: float = 0.1
+    query_features: int = 16
+    """Size of the inner product that gates messages by the predicate asked about, where one is."""
+
+    def __post_init__(self) -> None:
+        check(self.node_features >= 2, "model.node_features", self.node_features, "at least 2")
+        check(self.num_bases >= 1, "model.num_bases", self.num_bases, "at least 1")
+        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "a probability below 1")
+        check(self.query_features >= 0, "model.query_features", self.query_features, "0 (no gate) or more")
