@@ -54,7 +54,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 		echo "NSM needs Python 3.10 or newer, and PYTHON=$(PYTHON) is '$$($(PYTHON) --version 2>&1)'." >&2; \
 		echo "Install one and name it: make PYTHON=python3.12 train" >&2; exit 1; }
-	@echo "Setting up .venv with $$($(PYTHON) --version 2>&1); this takes a minute or more."
+	@echo "Setting up .venv with $$($(PYTHON) --version 2>&1); this downloads, and takes minutes."
 	@if [ "$$(uname)" = Linux ] && [ -z "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "No NVIDIA GPU seen: TORCH_INDEX=https://download.pytorch.org/whl/cpu spares the CUDA libraries."; fi
 	@$(PYTHON) -m venv .venv || { echo "Could not make .venv (on Debian and Ubuntu: apt install python3-venv)." >&2; \

@@ -150,7 +150,9 @@ def test_failed_install_is_tried_again(checkout: Path) -> None:
     assert len(calls(checkout)) == 2
 
 
-@pytest.mark.parametrize("script", [None, '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n'])
+@pytest.mark.parametrize(
+    "script", [None, '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n'], ids=["missing", "old"]
+)
 def test_missing_or_old_python_is_named_with_a_remedy(checkout: Path, script: str | None) -> None:
     python = checkout / "old"
     if script is not None:

@@ -24,7 +24,8 @@ def load_or_make(folder: Path, name: str, description: Mapping[str, Any], make: 
     """Return the content described, from disk if a sound copy lies there, else made, stored and returned.
 
     ``<name>-<hash>.pt`` holds tensors and plain values; ``<name>-<hash>.json`` beside it the description and the digest
-    of the former. Both are written beside and renamed, the digest last, so that no half file is ever trusted. A copy whose digest does not match is reported and made anew.
+    of the former. Both are written beside and renamed, the digest last, so that no half file is ever trusted. A copy
+    whose digest does not match is reported and made anew.
 
     Raises:
         OSError: if the folder cannot be written, naming it and the setting that moves it.
