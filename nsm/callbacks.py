@@ -1,0 +1,163 @@
+"""What Lightning lacks: a history file, words about the first batch, about time left and about a collapsed class."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from nsm.runs import HISTORY, peak_memory_bytes, read_history, write_json
+
+log = logging.getLogger(__name__)
+
+
+class History(Callback):
+    """Writes ``training_history.json`` after every epoch, and keeps what it holds in :attr:`rows`.
+
+    A continued run keeps the rows of the epochs before it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self._graphs = 0
+        self._epoch_start = self._train_end = 0.0
+
+    @property
+    def graphs_per_second(self) -> float | None:
+        """Training graphs a second, over all epochs but the first if there are more: that one warms up."""
+        rates = [row["graphs_per_second"] for row in self.rows[1:] or self.rows]
+        return sum(rates) / len(rates) if rates else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = [row for row in read_history(self.folder) if row["epoch"] <= trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._graphs = 0
+        self._epoch_start = self._train_end = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._graphs += batch.num_graphs
+        self._train_end = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if isinstance(value, Tensor)}
+        stages = ("train/", "val/")
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            **{key: value for stage in stages for key, value in metrics.items() if key.startswith(stage)},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "temperature": pl_module.temperature,
+            "seconds": time.perf_counter() - self._epoch_start,
+            "graphs_per_second": self._graphs / max(self._train_end - self._epoch_start, 1e-9),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        self.rows.append(row)
+        write_json(self.folder / HISTORY, self.rows)
+
+
+class EpochLog(Callback):
+    """One line an epoch, for where no progress bar can be shown."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row = self.history.rows[-1]
+        quality = " ".join(f"  {key} {row[f'val/{key}']:.3f}" for key in ("accuracy", "mse") if f"val/{key}" in row)
+        log.info(
+            "epoch %d/%d  val loss %.4f%s  %.0f s, about %s left",
+            row["epoch"],
+            trainer.max_epochs,
+            row["val/loss"],
+            quality,
+            row["seconds"],
+            time_left(self.history.rows, trainer.max_epochs or 0),
+        )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, with the time left until the last epoch."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__()
+        self.history = history
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        if self.history.rows:
+            metrics["val_loss"] = self.history.rows[-1]["val/loss"]
+            metrics["left"] = time_left(self.history.rows, trainer.max_epochs or 0)
+        return metrics
+
+
+class FirstBatch(Callback):
+    """Logs the shapes and types of the first batch."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_step == 0 and batch_idx == 0:
+            shapes = [
+                f"{key} {list(value.shape)} {value.dtype}"
+                for key, value in batch.to_dict().items()
+                if isinstance(value, Tensor)
+            ]
+            log.info("first batch: %d graphs; %s", batch.num_graphs, ", ".join(shapes).replace("torch.", ""))
+
+
+class CollapseWarning(Callback):
+    """Warns when every validation sample is given the same class, once until that changes."""
+
+    def __init__(self) -> None:
+        self.warned = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        if "val/accuracy_class_0" not in metrics:
+            return
+        accuracies = [float(metrics[f"val/accuracy_class_{label}"]) for label in (0, 1)]
+        now = collapsed(*accuracies)
+        if now and not self.warned:
+            log.warning(
+                "class collapse: every validation sample is given class %d (accuracy %.3f on class 0, %.3f on class 1). "
+                "If it lasts: task.class_weights=balanced for unequal classes, else another schedule.learning_rate",
+                accuracies.index(max(accuracies)),
+                *accuracies,
+            )
+        self.warned = now
+
+
+class PeriodicCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoint_epoch_<N>.ckpt`` of every so many epochs, counted from 1 as in the history."""
+
+    def __init__(self, folder: Path, *, every_epochs: int) -> None:
+        name = "checkpoint_epoch_{epoch}"
+        super().__init__(
+            folder,
+            name,
+            every_n_epochs=every_epochs,
+            save_top_k=-1,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def format_checkpoint_name(self, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> str:
+        return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **kwargs)
+
+
+def collapsed(accuracy_class_0: float, accuracy_class_1: float) -> bool:
+    """Whether one class is (nearly) always answered."""
+    return min(accuracy_class_0, accuracy_class_1) < 0.01 and max(accuracy_class_0, accuracy_class_1) > 0.99
+
+
+def time_left(rows: list[dict[str, Any]], max_epochs: int) -> str:
+    """Time until the last epoch, as m:ss, from the mean of the last five epochs."""
+    recent = [row["seconds"] for row in rows[-5:]]
+    seconds = round(sum(recent) / len(recent) * (max_epochs - rows[-1]["epoch"]))
+    return f"{seconds // 60}:{seconds % 60:02d}"

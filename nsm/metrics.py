@@ -1,0 +1,95 @@
+"""What is measured of predictions and of reconstructions.
+
+Shape letters: G samples, N nodes, D features.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryCalibrationError,
+    BinaryRecall,
+    BinarySpecificity,
+)
+
+
+def positive_probability(logits: Tensor) -> Tensor:
+    """P(y = 1) [G] from logits of two classes [G, 2] or of the second alone [G, 1]."""
+    logits = logits.float()
+    return logits.softmax(dim=1)[:, 1] if logits.shape[1] == 2 else logits[:, 0].sigmoid()
+
+
+class BalancedAccuracy(Metric):
+    """Mean of the accuracies on each class."""
+
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recall, self.specificity = BinaryRecall(), BinarySpecificity()
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.recall.update(preds, target)
+        self.specificity.update(preds, target)
+
+    def compute(self) -> Tensor:
+        return (self.recall.compute() + self.specificity.compute()) / 2
+
+    def reset(self) -> None:
+        super().reset()
+        self.recall.reset()
+        self.specificity.reset()
+
+
+def prediction_metrics(task: str, prefix: str) -> MetricCollection:
+    """Everything that is measured of a task's predictions: P(y = 1) [G] against y [G], or numbers against numbers."""
+    if task == "regression":
+        return MetricCollection({"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}, prefix=prefix)
+    return MetricCollection(
+        {
+            "accuracy": BinaryAccuracy(),
+            "accuracy_class_0": BinarySpecificity(),
+            "accuracy_class_1": BinaryRecall(),
+            "balanced_accuracy": BalancedAccuracy(),
+            "auroc": BinaryAUROC(),
+            "ece": BinaryCalibrationError(n_bins=15, norm="l1"),
+        },
+        prefix=prefix,
+    )
+
+
+class UnexplainedVariance(Metric):
+    r"""Share of variance that a reconstruction misses, over all nodes of a set.
+
+    .. math:: \frac1D \sum_d \frac{\sum_n (\hat x_{nd} - x_{nd})^2}{N (\sigma_d^2 + 0.01 \, \bar{\sigma^2})}
+
+    0 is exact and about 1 no better than the mean; the second term keeps features that hardly vary from dominating.
+    """
+
+    higher_is_better = False
+    full_state_update = False
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+    errors: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("total", "squares", "errors"):
+            self.add_state(name, torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, target: Tensor, reconstruction: Tensor) -> None:
+        """Add nodes: features [N, D] and what was made of them [N, D]."""
+        target, reconstruction = target.double(), reconstruction.double()
+        self.count += len(target)
+        self.total += target.sum(dim=0)
+        self.squares += target.square().sum(dim=0)
+        self.errors += (reconstruction - target).square().sum(dim=0)
+
+    def compute(self) -> Tensor:
+        variance = (self.squares / self.count - (self.total / self.count).square()).clamp(min=0)
+        return (self.errors / (self.count * (variance + 0.01 * variance.mean()))).mean().float()

@@ -1,0 +1,232 @@
+"""The LightningModule: losses, metrics, optimiser and learning-rate schedule, the same for every model and domain.
+
+Shape letters: G samples, C logits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LinearLR, OneCycleLR, ReduceLROnPlateau
+from torch_geometric.data import Batch
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAccuracy
+from torchmetrics.regression import MeanSquaredError
+
+from nsm.config import Config, ScheduleConfig, TaskConfig
+from nsm.metrics import UnexplainedVariance, positive_probability, prediction_metrics
+
+
+class NSMModule(LightningModule):
+    """Trains a model on a task.
+
+    Args:
+        model: called as ``model(batch, temperature=...)``, returns ``logits`` [G, C] and ``cycle_loss`` (or None); where
+            it ``reconstructs``, it also has ``reconstruct(batch, temperature=..., shuffle_top=..., generator=...)``.
+        task: what is predicted.
+        schedule: how it is learned.
+        cycle_weight: weight of the cycle loss beside the task loss.
+        seed: decides, with the epoch and the batch, everything random in a step.
+        class_weights: weight of each class in the loss, if they differ.
+        test_sets: names of the test sets, in the order of their loaders.
+        hparams: plain values, written to checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        task: TaskConfig,
+        schedule: ScheduleConfig,
+        cycle_weight: float = 0.0,
+        seed: int = 0,
+        class_weights: Sequence[float] | None = None,
+        test_sets: Sequence[str] = ("test",),
+        hparams: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(hparams or {}, logger=False)
+        self.model, self.task, self.schedule = model, task, schedule
+        self.cycle_weight, self.seed = cycle_weight, seed
+        self.temperature = schedule.temperature.at(0)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+        quick = MeanSquaredError() if task.type == "regression" else BinaryAccuracy()
+        self.train_metrics = MetricCollection(
+            {"mse" if task.type == "regression" else "accuracy": quick}, prefix="train/"
+        )
+        self.val_metrics = prediction_metrics(task.type, "val/")
+        self.test_metrics = nn.ModuleDict({name: prediction_metrics(task.type, "") for name in test_sets})
+        self.test_names = tuple(test_sets)
+        self.predictions: dict[str, list[Tensor]] = {name: [] for name in test_sets}
+        self.cycle_errors: dict[str, UnexplainedVariance] = {}
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predictions [G]: P(y = 1), or numbers where the task is regression."""
+        return self.predict(self.model(batch, temperature=self.temperature).logits)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Predictions [G] of logits [G, C]."""
+        return logits[:, 0].float() if self.task.type == "regression" else positive_probability(logits)
+
+    def target(self, batch: Batch) -> Tensor:
+        """What is to be predicted: labels, or numbers where the task is regression: [G]."""
+        return batch.target.float() if self.task.type == "regression" else batch.y
+
+    def task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean over samples, weighted by class: squared error or cross-entropy, in float32.
+
+        Args:
+            logits: [G, 2], or [G, 1] (its sigmoid is P(y = 1); a number where the task is regression).
+            target: [G].
+        """
+        logits = logits.float()
+        if self.task.type == "regression":
+            return F.mse_loss(logits[:, 0], target)
+        if logits.shape[1] == 2:
+            losses = F.cross_entropy(logits, target, reduction="none")
+        else:
+            losses = F.binary_cross_entropy_with_logits(logits[:, 0], target.float(), reduction="none")
+        if self.class_weights is None:
+            return losses.mean()
+        weights = self.class_weights[target]
+        return (losses * weights).sum() / weights.sum()
+
+    def on_train_epoch_start(self) -> None:
+        self.temperature = self.schedule.temperature.at(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout depends on where in the run a step is and on nothing before it, so that a continued run draws what an
+        # unbroken one would.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx]).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._losses(batch, "train", self.train_metrics)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._losses(batch, "val", self.val_metrics)
+
+    def on_train_epoch_end(self) -> None:
+        # Lightning would step this scheduler after the epoch's checkpoint is written, and a run continued from there
+        # would miss the step.
+        for scheduler in self._schedulers():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(self.trainer.callback_metrics["val/loss"])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def on_test_start(self) -> None:
+        for metrics in self.test_metrics.values():
+            assert isinstance(metrics, MetricCollection)
+            metrics.reset()
+        self.predictions = {name: [] for name in self.test_names}
+        self.cycle_errors = {}
+        self._shuffle = torch.Generator().manual_seed(0)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        name = self.test_names[dataloader_idx]
+        logits = self.model(batch, temperature=self.temperature).logits
+        predictions, target = self.predict(logits), self.target(batch)
+        self.test_metrics[name].update(predictions, target)  # type: ignore[operator]
+        self.predictions[name].append(predictions.cpu())
+        if dataloader_idx == 0:
+            loss = self.task_loss(logits, target)
+            self.log("loss", loss, batch_size=batch.num_graphs, on_epoch=True, add_dataloader_idx=False)
+            if self.model.reconstructs:
+                self._measure_cycle(batch)
+
+    def test_results(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        """After a test: every metric of each test set, and the reconstruction errors of the first."""
+        metrics = {
+            name: {key: float(value) for key, value in collection.compute().items()}  # type: ignore[operator]
+            for name, collection in self.test_metrics.items()
+        }
+        return metrics, {name: float(error.compute()) for name, error in self.cycle_errors.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["temperature"] = self.temperature
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.temperature = checkpoint["temperature"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        schedule = self.schedule
+        optimizer_class = {"adam": Adam, "adamw": AdamW}[schedule.optimizer]
+        optimizer: Optimizer = optimizer_class(
+            self.model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        if schedule.lr_schedule == "one_cycle":
+            one_cycle = OneCycleLR(
+                optimizer, max_lr=schedule.learning_rate, total_steps=steps, pct_start=max(schedule.warmup, 1e-6)
+            )
+            return [optimizer], [{"scheduler": one_cycle, "interval": "step"}]
+        schedulers: list[dict[str, Any]] = []
+        if schedule.warmup > 0:
+            rising = max(1, round(schedule.warmup * steps))
+            schedulers.append({"scheduler": LinearLR(optimizer, 0.01, total_iters=rising), "interval": "step"})
+        if schedule.lr_schedule == "plateau":
+            plateau = schedule.plateau
+            falling = ReduceLROnPlateau(
+                optimizer, mode="min", factor=plateau.factor, patience=plateau.patience, min_lr=plateau.min_lr
+            )
+            schedulers.append({"scheduler": falling, "monitor": "val/loss"})
+        return [optimizer], schedulers  # type: ignore[return-value]
+
+    def _losses(self, batch: Batch, stage: str, metrics: MetricCollection) -> Tensor:
+        output = self.model(batch, temperature=self.temperature)
+        target = self.target(batch)
+        task_loss = self.task_loss(output.logits, target)
+        losses = {"task_loss": task_loss, "loss": task_loss}
+        if output.cycle_loss is not None:
+            losses |= {"cycle_loss": output.cycle_loss, "loss": task_loss + self.cycle_weight * output.cycle_loss}
+        metrics.update(self.predict(output.logits.detach()), target)
+        for logged in ({f"{stage}/{name}": value.detach() for name, value in losses.items()}, metrics):
+            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.num_graphs)
+        return losses["loss"]
+
+    def _measure_cycle(self, batch: Batch) -> None:
+        for name, shuffled in (("cycle_error", False), ("cycle_error_shuffled", True)):
+            target, rebuilt = self.model.reconstruct(
+                batch, temperature=self.temperature, shuffle_top=shuffled, generator=self._shuffle
+            )
+            if name not in self.cycle_errors:
+                self.cycle_errors[name] = UnexplainedVariance(target.shape[1]).to(target.device)
+            self.cycle_errors[name].update(target, rebuilt)
+
+    def _schedulers(self) -> list[Any]:
+        found = self.lr_schedulers()
+        return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def build_module(config: Config, datamodule: Any, hparams: dict[str, Any]) -> NSMModule:
+    """The model of ``config`` for the domain of ``datamodule``, ready to train."""
+    model = config.model.build(  # type: ignore[attr-defined]
+        num_relations=len(datamodule.relations),
+        num_entity_types=len(datamodule.entity_types),
+        num_levels=datamodule.num_levels,
+        num_logits=config.task.logits,
+        has_query="query_index" in datamodule.train_set.columns,
+    )
+    weights = config.task.class_weights
+    if weights == "balanced":
+        counts = torch.bincount(datamodule.train_set.column("y"), minlength=2)
+        weights = (counts.sum() / (2 * counts.clamp(min=1))).tolist()
+    return NSMModule(
+        model,
+        task=config.task,
+        schedule=config.schedule,
+        cycle_weight=getattr(config.model, "cycle_weight", 0.0),
+        seed=config.seed,
+        class_weights=weights,
+        test_sets=list(datamodule.test_sets),
+        hparams=hparams,
+    )

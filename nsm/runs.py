@@ -1,0 +1,112 @@
+"""The folder of a run: what is written into it, and the table that ends a run."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nsm.config import ConfigError
+
+HISTORY, RESULTS, LAST, BEST = "training_history.json", "final_results.json", "last.ckpt", "best_model.ckpt"
+PACKAGES = ("nsm", "torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder and prove that it can be written.
+
+    Raises:
+        ConfigError: if it cannot, naming it and the setting that moves it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"hydra.run.dir={folder} cannot be written ({error.strerror or error}): choose another folder with "
+            "hydra.run.dir=, or hydra.sweep.dir= in a multirun"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``path`` whole or not at all; numbers that JSON lacks (NaN, infinities) become null."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs that a run has completed so far, from the first."""
+    path = folder / HISTORY
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory held so far: by PyTorch on the GPU if one is in use, else by this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that decides a result."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, with ``-dirty`` if files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def format_table(results: Mapping[str, Any], ceilings: Mapping[str, float | None]) -> str:
+    """The table that ends a run: the test accuracy beside what it is to be judged by."""
+    test = results["test"]
+    accuracy = test.get("accuracy")
+    rows: list[tuple[str, str, str]] = []
+    if accuracy is not None:
+        rows.append(
+            (
+                "test accuracy",
+                f"{accuracy:.3f}",
+                f"class 0 {test['accuracy_class_0']:.3f}, class 1 {test['accuracy_class_1']:.3f}",
+            )
+        )
+        rows.append(("  majority", f"{results['majority']:.3f}", f"{accuracy - results['majority']:+.3f}"))
+        for name, score in sorted(results["shortcuts"].items(), key=lambda item: item[1]):
+            rows.append((f"  shortcut {name}", f"{score:.3f}", f"{accuracy - score:+.3f}"))
+        if results["ceiling"] is not None:
+            rows.append(("  ceiling", f"{results['ceiling']:.3f}", f"{accuracy - results['ceiling']:+.3f}"))
+    shown = {"accuracy", "accuracy_class_0", "accuracy_class_1"}
+    for name, value in test.items():
+        if value is not None and name not in shown:
+            ceiling = ceilings.get(name.removeprefix("accuracy_")) if name.startswith("accuracy_") else None
+            rows.append((f"test {name}", f"{value:.3f}", "" if ceiling is None else f"ceiling {ceiling:.3f}"))
+    epochs = f"{results['epochs']} epochs, best {results['best_epoch']}"
+    rows.append(("seconds", f"{results['seconds']:.0f}", epochs))
+    width = max(len(name) for name, _, _ in rows)
+    title = f"{results['domain']}, {results['model']}, seed {results['seed']}"
+    return "\n".join([title, *(f"{name:<{width}}  {value:>8}  {note}".rstrip() for name, value, note in rows)])
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and (content != content or abs(content) == float("inf")) else content
