@@ -110,9 +110,8 @@ def make_pairs(world: World, schema: Schema, per_family: int, rng: np.random.Gen
     taken: set[Candidate] = set()
     for family in range(len(FAMILIES)):
         rules = [rule for rule in schema.rules if rule.family == family]
-        proven = [
-            (rule, s, o) for rule in schema.rules if rule.family == family for s, o in _proven(world, hidden, rule)
-        ]
+        proven = [(rule, s, o) for rule in rules for s, o in _proven(world, hidden, rule)]
+        found = 0
         for position in rng.permutation(len(proven)).tolist():
             if found == per_family:
                 break
