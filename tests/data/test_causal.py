@@ -238,9 +238,18 @@ def test_the_asked_predicate_is_never_an_edge(domain, sets):
 
 
 def test_positions_carry_no_information(sets):
-    for row in (0, 1):
-        share = np.bincount(sets["train"].columns["query_index"][row], minlength=causal.NUM_NODES) / len(sets["train"])
-        assert np.abs(share * causal.NUM_NODES - 1).max() < 5 * math.sqrt(causal.NUM_NODES / len(sets["train"]))
+    columns, num = sets["train"].columns, len(sets["train"])
+    treatment, patient = columns["query_index"]
+    source, target = columns["edge_index"].view(2, num, causal.NUM_EDGES)
+    asked_edge = ((source == treatment[:, None]) & (target == patient[:, None])).long()
+    assert (asked_edge.sum(dim=1) == 1).all()
+    for positions, choices in (
+        (treatment, causal.NUM_NODES),
+        (patient, causal.NUM_NODES),
+        (asked_edge.argmax(dim=1), causal.NUM_EDGES),
+    ):
+        share = np.bincount(positions, minlength=choices) / num
+        assert np.abs(share * choices - 1).max() < 5 * math.sqrt(choices / num)
 
 
 def test_confidence_is_the_strength_of_the_mechanism(domain, sets):
