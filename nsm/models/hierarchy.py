@@ -35,7 +35,7 @@ class NSMConfig(ModelConfig):
     """Relational layers in each WHAT."""
     coupling_layers: int = 2
     level_aware: bool = False
-    """Merge two abstract nodes only where nothing else is left to merge."""
+    """Contract triples between two abstract nodes after all others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

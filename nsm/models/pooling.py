@@ -32,26 +32,22 @@ class Contraction(NamedTuple):
 
 
 @torch.no_grad()
-def contract(graph: Graph, *, score: Tensor, rank: Tensor, ratio: float, max_rounds: int = 16) -> Contraction:
-    """Contract the best-scoring edges until ceil(ratio * N) nodes of each sample remain.
+def contract(graph: Graph, *, order: Tensor, seniority: Tensor, ratio: float, max_rounds: int = 16) -> Contraction:
+    """Contract the best edges until ceil(ratio * N) nodes of each sample remain.
 
     Parallel rounds of mutual-best matching with absorption. A sample whose triples do not connect it keeps at least one
     node for each component, however small the ratio.
 
     Args:
         graph: the lower level.
-        score: [E] how much each triple asks to be contracted.
-        rank: [N] which of two nodes the cluster keeps as its seed: the higher, then the earlier.
+        order: [E] strict ranks of the triples; the highest are contracted first.
+        seniority: [N] strict ranks of the nodes; of a pair that merges the higher one becomes the seed.
         ratio: share of nodes that remain, in (0, 1].
     """
-    device, (head, tail) = score.device, graph.edge_index
+    device, (head, tail) = order.device, graph.edge_index
     nodes = torch.arange(graph.num_nodes, device=device)
     sizes = torch.bincount(graph.batch, minlength=graph.num_graphs)
     budget = sizes - torch.ceil(ratio * sizes - 1e-6).long()
-    by_score = torch.argsort(score, stable=True)
-    order = torch.empty_like(by_score)
-    order[by_score] = torch.arange(len(by_score), device=device)  # a strict order of the edges: no ties below
-    seniority = torch.argsort(torch.argsort(rank, stable=True))
 
     cluster = nodes.clone()  # the seed of each node's cluster
     merged_along = torch.full_like(nodes, -1)
@@ -125,17 +121,22 @@ class Why(nn.Module):
     r"""Pool by typed edge contraction.
 
     .. math::
-        s_{uv} = p(y_u) + p(y_v) + e_r, \qquad
+        s_{urv} = p(y_u) + q(y_v) + e_r, \qquad
         x_c = y_{seed} + \sum_{v\ absorbed} 2\sigma(s_v / \tau) (W y_v + E_{r, direction})
 
-    Gradients reach p and e through the gates; the temperature :math:`\tau` sharpens them.
+    where :math:`s_v` is the score of the triple along which v was absorbed. Gradients reach p, q and e through the
+    gates; the temperature :math:`\tau` sharpens them. Of two nodes that merge the more abstract one becomes the seed.
+
+    Args:
+        channels: D. num_relations: R. ratio: share of nodes that remain, in (0, 1].
+        level_aware: contract triples between two abstract nodes (level above 1) after all others.
     """
 
     def __init__(self, channels: int, num_relations: int, *, ratio: float, level_aware: bool) -> None:
         super().__init__()
         self.ratio = ratio
         self.level_aware = level_aware
-        self.score = nn.Linear(channels, 1)
+        self.score = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 2))  # keeps the gates from saturating
         self.relation_score = nn.Parameter(torch.zeros(num_relations))
         self.member = nn.Linear(channels, channels, bias=False)
         self.merge = nn.Embedding(2 * num_relations, channels)
@@ -143,14 +144,16 @@ class Why(nn.Module):
 
     def forward(self, y: Tensor, graph: Graph, level: Tensor, temperature: float) -> tuple[Tensor, Graph, Contraction]:
         """Pool features y [N, D] with node levels [N]: features [C, D] and graph of the upper level, and how."""
-        node_score = self.score(y).squeeze(-1)
-        score = node_score[graph.edge_index].sum(0) + self.relation_score[graph.edge_type]
-        asked = score.detach().float()
-        if self.level_aware:  # two abstract nodes merge only where nothing else is left
-            both_abstract = (level[graph.edge_index] > 1).all(dim=0)
-            asked = torch.where(both_abstract, torch.tanh(asked) - 4, torch.tanh(asked))
-        rank = torch.tanh(node_score.detach().float()) + 4 * level
-        contraction = contract(graph, score=asked, rank=rank, ratio=self.ratio)
+        head, tail = graph.edge_index
+        as_subject, as_object = self.score(y).unbind(dim=-1)
+        score = as_subject[head] + as_object[tail] + self.relation_score[graph.edge_type]
+        abstract = (level > 1) & self.level_aware
+        contraction = contract(
+            graph,
+            order=_ranks(~(abstract[head] & abstract[tail]), score),
+            seniority=_ranks(level, as_subject + as_object),
+            ratio=self.ratio,
+        )
         gate = 2 * torch.sigmoid(score[contraction.edge] / temperature)
         members = self.member(y[contraction.absorbed]) + self.merge(contraction.message_type)
         pooled = y[contraction.seed].index_add(
@@ -181,3 +184,13 @@ class What(nn.Module):
         out = out.index_copy(0, contraction.seed, self.seed(x).to(out.dtype))
         out = out.index_copy(0, contraction.absorbed, members)
         return coupling.inverse(self.out(self.layers(out, graph)))
+
+
+@torch.no_grad()
+def _ranks(first: Tensor, second: Tensor) -> Tensor:
+    """Strict ranks from 0 by ``first``, ties by ``second``, then by position: [K] each to [K]."""
+    by_second = torch.argsort(second, stable=True)
+    by_both = by_second[torch.argsort(first.long()[by_second], stable=True)]
+    ranks = torch.empty_like(by_both)
+    ranks[by_both] = torch.arange(len(by_both), device=by_both.device)
+    return ranks
