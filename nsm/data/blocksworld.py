@@ -36,7 +36,7 @@ class Problems(NamedTuple):
 
 
 class Plans(NamedTuple):
-    """``steps`` [G, T, 3] (int8): action, block and support (``NONE`` if the action has none); ``length`` [G] in steps."""
+    """``steps`` [G, T, 3] (int8): action, block, support (``NONE`` if it has none); ``length`` [G] in steps."""
 
     steps: np.ndarray
     length: np.ndarray
@@ -114,11 +114,12 @@ def canonical_hash(problems: Problems) -> np.ndarray:
         neighbours += [support, above[:, :-1]]
     colour = np.zeros((len(rows), problems.init.shape[1] + 1), dtype=np.uint64)
     colour[:, NONE] = 1
-    for _ in range(problems.init.shape[1]):
+    for turn in range(problems.init.shape[1]):
         mixed = colour[:, :-1] * np.uint64(0x9E3779B97F4A7C15)
         for place, neighbour in enumerate(neighbours):
             mixed = _scramble(mixed + colour[rows, neighbour] * np.uint64(2 * place + 3))
-        colour[:, :-1] = mixed
+        going = turn < problems.num_blocks[:, None]  # as many rounds as blocks, whatever the width of the arrays
+        colour[:, :-1] = np.where(going, mixed, colour[:, :-1])
     total = np.where(problems.present, _scramble(colour[:, :-1]), np.uint64(0)).sum(1, dtype=np.uint64)
     return (_scramble(total + problems.num_blocks.astype(np.uint64)) >> np.uint64(2)).astype(np.int64)
 

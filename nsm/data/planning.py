@@ -29,7 +29,7 @@ from nsm.data.planning_graph import ENTITY_TYPES, RELATIONS, encode, local_bigra
 from nsm.data.triples import TripleDataset
 
 REORDERINGS = 64
-"""Swaps proposed to put the moves of a plan into a random valid order; more change no shortcut's accuracy."""
+"""Swaps proposed to put the moves of a plan into a random valid order."""
 MAX_DETOURS = 2
 """Needless moves at most in a plan, so that plans are not recognised as optimal or not."""
 ROUNDS = 20

@@ -143,7 +143,9 @@ def local_bigrams(dataset: TripleDataset) -> np.ndarray:
     forbids, a last step that the goal does not want.
     """
     graphs = _Read(dataset)
-    one, two = graphs.ends("next")
+    following = graphs.ends("next")
+    # Where a control has rewired the edges, next may link anything; only actions have bigrams.
+    one, two = following[:, np.isin(graphs.x[following], ACTION_TOKEN).all(0)]
     (x, y), (x2, y2) = ((graphs.block[step], graphs.support[step]) for step in (one, two))
     takes, takes2 = (np.isin(graphs.x[step], ACTION_TOKEN[[PICK_UP, UNSTACK]]) for step in (one, two))
     faults = [
@@ -161,7 +163,8 @@ def local_bigrams(dataset: TripleDataset) -> np.ndarray:
     ):
         tables.append(np.bincount(graphs.graph[step[sound]], minlength=len(dataset)))
     shared = (x == x2) + 2 * ((y == y2) & (y != NONE)) + 4 * (y == x2) + 8 * (x == y2)
-    bigram = ((graphs.x[one] - 1) * len(ACTIONS) + graphs.x[two] - 1) * 16 + shared
+    action, action2 = (graphs.x[step] - ACTION_TOKEN[0] for step in (one, two))
+    bigram = (action * len(ACTIONS) + action2) * 16 + shared
     kinds = len(ACTIONS) ** 2 * 16
     counts = np.bincount(graphs.graph[one] * kinds + bigram, minlength=len(dataset) * kinds)
     return np.column_stack([*tables, counts.reshape(-1, kinds)])
