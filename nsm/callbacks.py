@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from nsm.metrics import collapsed
 from nsm.runs import HISTORY, peak_memory_bytes, read_history, write_json
 
 log = logging.getLogger(__name__)
@@ -24,17 +25,17 @@ class History(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
+        self.seconds_before = 0.0
+        """Spent on the epochs before this process continued the run."""
         self._graphs = 0
         self._epoch_start = self._train_end = 0.0
 
-    @property
-    def graphs_per_second(self) -> float | None:
-        """Training graphs a second, over all epochs but the first if there are more: that one warms up."""
-        rates = [row["graphs_per_second"] for row in self.rows[1:] or self.rows]
-        return sum(rates) / len(rates) if rates else None
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = read_history(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows = [row for row in read_history(self.folder) if row["epoch"] <= trainer.current_epoch]
+        self.rows = [row for row in self.rows if row["epoch"] <= trainer.current_epoch]
+        self.seconds_before = sum(row["seconds"] for row in self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._graphs = 0
@@ -125,7 +126,7 @@ class CollapseWarning(Callback):
         now = collapsed(*accuracies)
         if now and not self.warned:
             log.warning(
-                "class collapse: every validation sample is given class %d (accuracy %.3f on class 0, %.3f on class 1). "
+                "class collapse: every validation sample is given class %d (accuracy %.3f on class 0, %.3f on 1). "
                 "If it lasts: task.class_weights=balanced for unequal classes, else another schedule.learning_rate",
                 accuracies.index(max(accuracies)),
                 *accuracies,
@@ -151,9 +152,19 @@ class PeriodicCheckpoint(ModelCheckpoint):
         return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **kwargs)
 
 
-def collapsed(accuracy_class_0: float, accuracy_class_1: float) -> bool:
-    """Whether one class is (nearly) always answered."""
-    return min(accuracy_class_0, accuracy_class_1) < 0.01 and max(accuracy_class_0, accuracy_class_1) > 0.99
+class ErrorCheckpoint(Callback):
+    """Keeps the state at an exception in ``error.ckpt``.
+
+    Lightning's own ``OnExceptionCheckpoint`` makes every later fit start from it, which is then in the middle of an
+    epoch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "error.ckpt"
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.training or trainer.validating:
+            trainer.save_checkpoint(self.path)
 
 
 def time_left(rows: list[dict[str, Any]], max_epochs: int) -> str:

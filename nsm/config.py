@@ -6,6 +6,7 @@ Hydra's ConfigStore refuses unknown keys and wrong types; ``__post_init__`` chec
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -261,8 +262,12 @@ class Config:
         check(self.resume in ("auto", "never"), "resume", self.resume, "auto or never")
 
 
-def register_schemas() -> None:
-    """Tell Hydra the schemas: ``Config``, each group's, and those of every domain and model imported so far."""
+def register_schemas(*packages: ModuleType) -> None:
+    """Tell Hydra the schemas: ``Config``, each group's, and those of every domain and model.
+
+    Args:
+        packages: in which domains and models are defined, so that they are imported by now.
+    """
     from hydra.core.config_store import ConfigStore  # here, so that models need no Hydra
 
     store = ConfigStore.instance()
@@ -271,7 +276,12 @@ def register_schemas() -> None:
     store.store(group="schema/hardware", name="hardware", node=HardwareConfig)
     for group, base in (("domain", DomainConfig), ("model", ModelConfig)):
         for schema in _subclasses(base):
-            store.store(group=f"schema/{group}", name=schema.__name__.removesuffix("Config").lower(), node=schema)
+            store.store(group=f"schema/{group}", name=schema_name(schema), node=schema)
+
+
+def schema_name(schema: type[Any]) -> str:
+    """Name of a domain or model by its schema's class: ``CausalConfig`` is ``causal``."""
+    return schema.__name__.removesuffix("Config").lower()
 
 
 def read_config(composed: DictConfig) -> Config:
@@ -307,7 +317,7 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     return f"there is no setting {key}: {hint}{parent or 'the configuration'} has {', '.join(sorted(known))}"
 
 
-def _subclasses(base: type) -> list[type]:
+def _subclasses(base: type[Any]) -> list[type[Any]]:
     return [found for child in base.__subclasses__() for found in (child, *_subclasses(child))]
 
 

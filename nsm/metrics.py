@@ -21,6 +21,11 @@ def positive_probability(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1)[:, 1] if logits.shape[1] == 2 else logits[:, 0].sigmoid()
 
 
+def collapsed(accuracy_class_0: float, accuracy_class_1: float) -> bool:
+    """Whether one class is (nearly) always answered."""
+    return min(accuracy_class_0, accuracy_class_1) < 0.01 and max(accuracy_class_0, accuracy_class_1) > 0.99
+
+
 class BalancedAccuracy(Metric):
     """Mean of the accuracies on each class."""
 
@@ -82,8 +87,8 @@ class UnexplainedVariance(Metric):
         for name in ("total", "squares", "errors"):
             self.add_state(name, torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, target: Tensor, reconstruction: Tensor) -> None:
-        """Add nodes: features [N, D] and what was made of them [N, D]."""
+    def update(self, reconstruction: Tensor, target: Tensor) -> None:
+        """Add nodes: what was made of their features [N, D], and the features [N, D]."""
         target, reconstruction = target.double(), reconstruction.double()
         self.count += len(target)
         self.total += target.sum(dim=0)

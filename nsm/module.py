@@ -27,8 +27,8 @@ class NSMModule(LightningModule):
     """Trains a model on a task.
 
     Args:
-        model: called as ``model(batch, temperature=...)``, returns ``logits`` [G, C] and ``cycle_loss`` (or None); where
-            it ``reconstructs``, it also has ``reconstruct(batch, temperature=..., shuffle_top=..., generator=...)``.
+        model: called as ``model(batch, temperature=...)``, returns ``logits`` [G, C] and ``cycle_loss`` (or None);
+            where it ``reconstructs``, it also has ``reconstruct``, like :meth:`nsm.models.hierarchy.NSM.reconstruct`.
         task: what is predicted.
         schedule: how it is learned.
         cycle_weight: weight of the cycle loss beside the task loss.
@@ -37,6 +37,9 @@ class NSMModule(LightningModule):
         test_sets: names of the test sets, in the order of their loaders.
         hparams: plain values, written to checkpoints.
     """
+
+    class_weights: Tensor | None
+    model: Any
 
     def __init__(
         self,
@@ -124,9 +127,8 @@ class NSMModule(LightningModule):
             scheduler.step()
 
     def on_test_start(self) -> None:
-        for metrics in self.test_metrics.values():
-            assert isinstance(metrics, MetricCollection)
-            metrics.reset()
+        for name in self.test_names:
+            self._test_metrics(name).reset()
         self.predictions = {name: [] for name in self.test_names}
         self.cycle_errors = {}
         self._shuffle = torch.Generator().manual_seed(0)
@@ -135,7 +137,7 @@ class NSMModule(LightningModule):
         name = self.test_names[dataloader_idx]
         logits = self.model(batch, temperature=self.temperature).logits
         predictions, target = self.predict(logits), self.target(batch)
-        self.test_metrics[name].update(predictions, target)  # type: ignore[operator]
+        self._test_metrics(name).update(predictions, target)
         self.predictions[name].append(predictions.cpu())
         if dataloader_idx == 0:
             loss = self.task_loss(logits, target)
@@ -146,8 +148,8 @@ class NSMModule(LightningModule):
     def test_results(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
         """After a test: every metric of each test set, and the reconstruction errors of the first."""
         metrics = {
-            name: {key: float(value) for key, value in collection.compute().items()}  # type: ignore[operator]
-            for name, collection in self.test_metrics.items()
+            name: {key: float(value) for key, value in self._test_metrics(name).compute().items()}
+            for name in self.test_names
         }
         return metrics, {name: float(error.compute()) for name, error in self.cycle_errors.items()}
 
@@ -163,15 +165,14 @@ class NSMModule(LightningModule):
         optimizer: Optimizer = optimizer_class(
             self.model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = max(4, int(self.trainer.estimated_stepping_batches))
+        rising = max(2, round(schedule.warmup * steps))
+        schedulers: list[Any] = []
         if schedule.lr_schedule == "one_cycle":
-            one_cycle = OneCycleLR(
-                optimizer, max_lr=schedule.learning_rate, total_steps=steps, pct_start=max(schedule.warmup, 1e-6)
-            )
-            return [optimizer], [{"scheduler": one_cycle, "interval": "step"}]
-        schedulers: list[dict[str, Any]] = []
-        if schedule.warmup > 0:
-            rising = max(1, round(schedule.warmup * steps))
+            peak = schedule.learning_rate
+            one_cycle = OneCycleLR(optimizer, max_lr=peak, total_steps=steps, pct_start=rising / steps)
+            schedulers.append({"scheduler": one_cycle, "interval": "step"})
+        elif schedule.warmup > 0:
             schedulers.append({"scheduler": LinearLR(optimizer, 0.01, total_iters=rising), "interval": "step"})
         if schedule.lr_schedule == "plateau":
             plateau = schedule.plateau
@@ -179,7 +180,7 @@ class NSMModule(LightningModule):
                 optimizer, mode="min", factor=plateau.factor, patience=plateau.patience, min_lr=plateau.min_lr
             )
             schedulers.append({"scheduler": falling, "monitor": "val/loss"})
-        return [optimizer], schedulers  # type: ignore[return-value]
+        return [optimizer], schedulers
 
     def _losses(self, batch: Batch, stage: str, metrics: MetricCollection) -> Tensor:
         output = self.model(batch, temperature=self.temperature)
@@ -200,7 +201,12 @@ class NSMModule(LightningModule):
             )
             if name not in self.cycle_errors:
                 self.cycle_errors[name] = UnexplainedVariance(target.shape[1]).to(target.device)
-            self.cycle_errors[name].update(target, rebuilt)
+            self.cycle_errors[name].update(rebuilt, target)
+
+    def _test_metrics(self, name: str) -> MetricCollection:
+        metrics = self.test_metrics[name]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
 
     def _schedulers(self) -> list[Any]:
         found = self.lr_schedulers()

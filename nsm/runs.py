@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 
 from nsm.config import ConfigError
+from nsm.data.cache import content_hash
+from nsm.data.datamodule import TripleDataModule
+from nsm.metrics import collapsed
 
 HISTORY, RESULTS, LAST, BEST = "training_history.json", "final_results.json", "last.ckpt", "best_model.ckpt"
 PACKAGES = ("nsm", "torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
@@ -72,6 +75,63 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
+
+
+def collect_results(
+    *,
+    model: str,
+    settings: dict[str, Any],
+    datamodule: TripleDataModule,
+    history: Sequence[Mapping[str, Any]],
+    test: Mapping[str, float | None],
+    parameters: int,
+    seconds: float,
+    device: str,
+) -> dict[str, Any]:
+    """What ``final_results.json`` holds: the same keys for every domain and model, None where one does not apply.
+
+    Args:
+        model: its name in ``conf/model``.
+        settings: the whole configuration, as plain values.
+        history: rows of ``training_history.json``.
+        test: figures of the test sets.
+        device: ``cpu`` or ``cuda``.
+    """
+    best = min(history, key=lambda row: row["val/loss"])
+    classes = [float(test[key] or 0) for key in ("accuracy_class_0", "accuracy_class_1") if key in test]
+    rates = [row["graphs_per_second"] for row in history[1:] or history]  # the first epoch warms up
+    return {
+        "status": "completed",
+        "domain": datamodule.name,
+        "model": model,
+        "levels": settings["model"].get("levels"),
+        "seed": settings["seed"],
+        "epochs": history[-1]["epoch"],
+        "best_epoch": best["epoch"],
+        "best_val_loss": best["val/loss"],
+        "val": {key.removeprefix("val/"): value for key, value in best.items() if key.startswith("val/")},
+        "test": dict(test),
+        "majority": datamodule.majority if classes else None,
+        "shortcuts": datamodule.shortcuts if classes else {},
+        "ceiling": datamodule.ceiling,
+        "ceiling_do": datamodule.ceilings.get("do"),
+        "collapsed": bool(classes) and collapsed(*classes),
+        "parameters": parameters,
+        "seconds": seconds,
+        "graphs_per_second": sum(rates) / len(rates),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "cost_usd": None,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "config_hash": content_hash({key: value for key, value in settings.items() if key != "resume"}),
+    }
+
+
+def headline(results: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that TensorBoard shows beside a run's hyperparameters."""
+    figures = {f"test/{key}": value for key, value in results["test"].items() if value is not None}
+    return figures | {"best_val_loss": results["best_val_loss"], "seconds": results["seconds"]}
 
 
 def format_table(results: Mapping[str, Any], ceilings: Mapping[str, float | None]) -> str:

@@ -1,6 +1,7 @@
 """``python -m nsm.train``: compose, build, fit, test, write the results."""
 
 import logging
+import shlex
 import sys
 import time
 import warnings
@@ -18,29 +19,32 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
-    OnExceptionCheckpoint,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-import nsm.data
-import nsm.models
-from nsm import callbacks, runs
-from nsm.config import Config, ConfigError, check, read_config, register_schemas
-from nsm.data.cache import content_hash
+from nsm import callbacks, cli, data, models, runs
+from nsm.config import Config, check, read_config, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
 from nsm.module import NSMModule, build_module
+from nsm.probe import structure_only_error
 
 log = logging.getLogger(__name__)
-CYCLE_ERRORS = ("cycle_error", "cycle_error_shuffled", "cycle_error_structure_only")
-register_schemas()
+PROBE_STEPS = 300
+register_schemas(data, models)
 CONF = str(Path(__file__).parent.parent / "conf")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def main(composed: DictConfig) -> float:
-    """One run, in the folder that Hydra made for it."""
-    return train(composed, Path(HydraConfig.get().runtime.output_dir))
+    """One run, in the folder that Hydra made for it; if it is interrupted, says how to continue."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return train(composed, folder)
+    except (KeyboardInterrupt, SystemExit):
+        overrides = [*HydraConfig.get().overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder}"]
+        log.warning("interrupted; to continue: %s", shlex.join(["python", "-m", "nsm.train", *overrides]))
+        raise
 
 
 def train(composed: DictConfig, folder: Path) -> float:
@@ -53,13 +57,23 @@ def train(composed: DictConfig, folder: Path) -> float:
     settings: Any = OmegaConf.to_container(composed, resolve=True)
     module = build_module(config, datamodule, settings)
     history = callbacks.History(folder)
-    trainer = build_trainer(config, folder, history, module)
+    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+    trainer = build_trainer(config, folder, history, tensorboard)
     last = folder / runs.LAST
     trainer.fit(module, datamodule=datamodule, ckpt_path=last if config.resume == "auto" and last.exists() else None)
     trainer.test(module, datamodule=datamodule, ckpt_path=folder / runs.BEST, verbose=False)
-    results = collect_results(config, settings, module, datamodule, history)
-    results["seconds"] = time.perf_counter() - start
+    results = runs.collect_results(
+        model=schema_name(type(config.model)),
+        settings=settings,
+        datamodule=datamodule,
+        history=history.rows,
+        test=test_results(config, module, datamodule),
+        parameters=sum(parameter.numel() for parameter in module.model.parameters()),
+        seconds=history.seconds_before + time.perf_counter() - start,
+        device=config.hardware.device,
+    )
     runs.write_json(folder / runs.RESULTS, results)
+    tensorboard.log_hyperparams(settings, runs.headline(results))
     log.info("\n%s", runs.format_table(results, datamodule.ceilings))
     return results["best_val_loss"]
 
@@ -72,11 +86,16 @@ def prepare_process(config: Config) -> None:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before writing it
+    # A debugging aid of deterministic mode, which costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     lightning_log = logging.getLogger("lightning.pytorch")
     lightning_log.handlers.clear()
     lightning_log.propagate = True  # into train.log
     lightning_log.setLevel(logging.WARNING)
+    # It does, .hydra/; a run that goes on holds its own checkpoints too.
+    warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty", UserWarning)
+    # Lightning 2.6 uses what PyTorch 2.13 deprecates.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
     # Batches are made by indexing tensors in memory, which workers only slow down.
     warnings.filterwarnings("ignore", r"The '\w+' does not have many workers", PossibleUserWarning)
 
@@ -93,7 +112,7 @@ def build_datamodule(composed: DictConfig, config: Config) -> TripleDataModule:
     return datamodule
 
 
-def build_trainer(config: Config, folder: Path, history: callbacks.History, module: NSMModule) -> Trainer:
+def build_trainer(config: Config, folder: Path, history: callbacks.History, tensorboard: TensorBoardLogger) -> Trainer:
     """Lightning's trainer with everything that watches a run."""
     schedule, hardware = config.schedule, config.hardware
     on_gpu, in_terminal = hardware.device == "cuda", sys.stderr.isatty()
@@ -106,7 +125,7 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, modu
         EarlyStopping("val/loss", patience=schedule.early_stopping_patience),
         callbacks.PeriodicCheckpoint(folder, every_epochs=schedule.checkpoint_every_epochs),
         ModelCheckpoint(folder, "best_model", monitor="val/loss", save_last=True, enable_version_counter=False),
-        OnExceptionCheckpoint(folder, "error"),
+        callbacks.ErrorCheckpoint(folder),
     ]
     if on_gpu:
         watching.append(DeviceStatsMonitor())
@@ -120,59 +139,34 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, modu
         accumulate_grad_batches=schedule.accumulate_batches,
         limit_train_batches=schedule.limit_batches,
         limit_val_batches=schedule.limit_batches,
-        limit_test_batches=schedule.limit_batches,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_progress_bar=in_terminal,
         enable_model_summary=False,
         default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False),
+        logger=tensorboard,
         callbacks=watching,
     )
 
 
-def collect_results(
-    config: Config,
-    settings: dict[str, Any],
-    module: NSMModule,
-    datamodule: TripleDataModule,
-    history: callbacks.History,
-) -> dict[str, Any]:
-    """What ``final_results.json`` holds; the same keys for every domain and model."""
-    best = min(history.rows, key=lambda row: row["val/loss"])
+def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule) -> dict[str, float | None]:
+    """Every figure of the test sets, after ``trainer.test``."""
     by_set, cycle_errors = module.test_results()
-    test = dict(by_set["test"]) | {"loss": float(module.trainer.callback_metrics["loss"])}
-    test |= {f"accuracy_{name}": by_set[name]["accuracy"] for name in datamodule.ceilings if name != "test"}
-    test |= {name: cycle_errors.get(name) for name in CYCLE_ERRORS}
-    test |= datamodule.metrics({name: torch.cat(parts) for name, parts in module.predictions.items()})
-    is_class = config.task.type != "regression"
-    return {
-        "status": "completed",
-        "domain": datamodule.name,
-        "model": type(config.model).__name__.removesuffix("Config").lower(),
-        "levels": getattr(config.model, "levels", None),
-        "seed": config.seed,
-        "epochs": history.rows[-1]["epoch"],
-        "best_epoch": best["epoch"],
-        "best_val_loss": best["val/loss"],
-        "val": {key.removeprefix("val/"): value for key, value in best.items() if key.startswith("val/")},
-        "test": test,
-        "majority": datamodule.majority if is_class else None,
-        "shortcuts": datamodule.shortcuts if is_class else {},
-        "ceiling": datamodule.ceiling,
-        "ceiling_do": datamodule.ceilings.get("do"),
-        "collapsed": is_class and callbacks.collapsed(test["accuracy_class_0"], test["accuracy_class_1"]),
-        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
-        "seconds": None,
-        "graphs_per_second": history.graphs_per_second,
-        "peak_memory_bytes": runs.peak_memory_bytes(),
-        "device": torch.cuda.get_device_name() if config.hardware.device == "cuda" else "cpu",
-        "cost_usd": None,
-        "versions": runs.versions(),
-        "git_commit": runs.git_commit(),
-        "config_hash": content_hash({key: value for key, value in settings.items() if key != "resume"}),
-    }
+    test: dict[str, float | None] = {**by_set["test"], "loss": float(module.trainer.callback_metrics["loss"])}
+    test |= dict.fromkeys(("cycle_error", "cycle_error_shuffled", "cycle_error_structure_only")) | cycle_errors
+    if module.model.reconstructs:
+        test["cycle_error_structure_only"] = structure_only_error(
+            module.model.eval(),
+            datamodule.train_dataloader(),
+            datamodule.test_dataloader()[0],
+            temperature=module.temperature,
+            steps=config.schedule.limit_batches or PROBE_STEPS,
+        )
+    if config.task.type != "regression":
+        test |= {f"accuracy_{name}": by_set[name]["accuracy"] for name in datamodule.ceilings if name != "test"}
+        test |= datamodule.metrics({name: torch.cat(parts) for name, parts in module.predictions.items()})
+    return test
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, CONF, "train")

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torch_geometric.data import Batch
 
 from nsm.config import DomainConfig
@@ -19,6 +19,23 @@ from nsm.data import cache, shortcuts
 from nsm.data.triples import TripleDataset
 
 LOADER_FIELDS = ("_target_", "batch_size", "eval_batch_size", "num_workers", "pin_memory", "cache_dir")
+
+
+class EpochSampler(Sampler[int]):
+    """Every position once, in an order that seed and epoch alone decide, so that a continued run repeats it."""
+
+    def __init__(self, size: int, *, seed: int, epoch: int = 0) -> None:
+        self.size, self.seed, self.epoch = size, seed, epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
 
 
 class TripleDataModule(LightningDataModule, ABC):
@@ -133,10 +150,11 @@ class TripleDataModule(LightningDataModule, ABC):
         return [self._loader(dataset) for dataset in self.test_sets.values()]
 
     def _loader(self, dataset: TripleDataset, shuffle: bool = False) -> DataLoader:
+        epoch = self.trainer.current_epoch if self.trainer else 0
         return DataLoader(
             dataset,
             batch_size=self.config.batch_size if shuffle else self.config.eval_batch_size,
-            shuffle=shuffle,
+            sampler=EpochSampler(len(dataset), seed=self.config.seed, epoch=epoch) if shuffle else None,
             num_workers=self.config.num_workers,
             pin_memory=self.config.pin_memory,
             persistent_workers=self.config.num_workers > 0,

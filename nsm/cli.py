@@ -1,0 +1,92 @@
+"""What stands between the command line and Hydra: every configuration checked before anything is written.
+
+Hydra makes a run's folder before it calls the run, and composes a sweep's later jobs when the earlier ones are done. So
+the configurations are composed once more, ahead, and errors of the user's end in one message without a traceback.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nsm.config import ConfigError, read_config, unknown_key
+
+LOCAL_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
+    """Check the command line, then run ``main``, Hydra's entry point; exit with 1 and a message where it cannot run."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print and hide
+    try:
+        arguments = get_args_parser().parse_args()
+        if not (
+            arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
+        ):
+            check_configurations(arguments.overrides, config_dir, config_name)
+        main()
+    except (ConfigError, HydraException) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(
+            f"error: {error.filename} cannot be used: {error.strerror}. A run's folder is moved with hydra.run.dir= "
+            "(in a multirun hydra.sweep.dir=), the data cache with domain.cache_dir="
+        )
+
+
+def check_configurations(overrides: Sequence[str], config_dir: str, config_name: str) -> None:
+    """Compose and check every configuration that a command line asks for.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed, of the first thing that cannot be used.
+    """
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        sweeps = {override.key_or_group for override in _parse(overrides) if override.is_sweep_override()}
+        fixed = [str(override.input_line) for override in _parse(overrides) if override.key_or_group not in sweeps]
+        hydra = _compose(config_name, fixed, whole=True).hydra
+        params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
+        jobs = BasicSweeper.split_arguments(_parse([*params, *overrides]), max_batch_size=None)[0]
+        for job in jobs:
+            config = read_config(_compose(config_name, job))
+            if hydra.launcher._target_ == LOCAL_LAUNCHER:
+                config.hardware.check_present()
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def _compose(config_name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
+    try:
+        return compose(config_name, overrides=list(overrides), return_hydra_config=whole)
+    except HydraException as error:
+        raise ConfigError(_explain(error, config_name, overrides)) from error
+
+
+def _explain(error: HydraException, config_name: str, overrides: Sequence[str]) -> str:
+    """Hydra's message, with a remedy: its own would be to add the key with ``+``, which nothing would read."""
+    unknown = re.match(r"Could not override '([^']+)'", str(error))
+    if unknown is None:
+        cause = error.__cause__
+        reason = "\n" + str(cause).split("\n")[0] if isinstance(cause, OmegaConfBaseException) else ""
+        return str(error).split("\nConfig search path")[0] + reason
+    key = unknown[1].split("@")[0]
+    others = [override for override in overrides if override.lstrip("+~").split("=")[0].split("@")[0] != key]
+    parent = (
+        OmegaConf.select(_compose(config_name, others), key.rpartition(".")[0])
+        if "." in key
+        else _compose(config_name, others)
+    )
+    if not isinstance(parent, DictConfig | ListConfig):
+        return f"there is no setting {key}"
+    return unknown_key(key, [str(name) for name in parent])
