@@ -18,6 +18,10 @@ CLASS_LINK_COST = 100
 """Far above any other difference: an entity that is linked otherwise to the subject's classes is a last resort."""
 
 
+Fact = tuple[int, int, int]
+"""Relation, subject, object: a position in a world's matrices."""
+
+
 class Candidate(NamedTuple):
     """A triple asked about."""
 
@@ -33,6 +37,10 @@ class Pair(NamedTuple):
     false: Candidate
     rule: Rule
     nodes: tuple[int, ...]
+
+
+MATCHES = 3
+"""Partners considered for one true candidate: the nearest may be taken."""
 
 
 class Matcher:
@@ -52,8 +60,8 @@ class Matcher:
         self.entering = observed.sum(axis=1)
         self.adjacent = adjacent > 0
 
-    def match(self, true: Candidate, rule: Rule, taken: set[Candidate], rng: np.random.Generator) -> Candidate | None:
-        """The nearest false partner of ``true`` that is not taken, or None."""
+    def match(self, true: Candidate, rule: Rule, rng: np.random.Generator) -> list[tuple[float, Candidate]]:
+        """Possible false partners of ``true`` with their distance from it, nearest first."""
         s, r, o = true
         swaps = [
             np.array([(s, r, other) for other in self._same_type(o) if other != s]),
@@ -65,10 +73,22 @@ class Matcher:
         allowed &= self.distance[subjects, objects] == self.distance[s, o]
         allowed &= self._leaves(rule.body[0])[subjects] > 0
         allowed &= self._enters(rule.body[-1])[objects] > 0
+        if len(rule.body) == 1:
+            allowed &= self._missing(rule, subjects, objects) == self._missing(rule, s, o)
         candidates = rng.permutation(candidates[allowed])
-        order = np.argsort(self._cost(true, candidates), kind="stable")
-        ranked = (Candidate(*candidate) for candidate in candidates[order].tolist())
-        return next((candidate for candidate in ranked if candidate not in taken), None)
+        cost = self._cost(true, candidates)
+        order = np.argsort(cost, kind="stable")
+        return [(float(cost[i]), Candidate(*candidates[i].tolist())) for i in order]
+
+    def _missing(self, rule: Rule, subjects: Any, objects: Any) -> Any:
+        """How many more facts the body promises at each end than are observed, as one number for both ends.
+
+        Where a fact is hidden one is missing, which counting the relations at an end would show.
+        """
+        head, step = rule.head, rule.body[0]
+        at_subject = self._leaves(step)[subjects] - self.leaving[head, subjects]
+        at_object = self._enters(step)[objects] - self.entering[head, objects]
+        return at_subject + 1000 * at_object
 
     def _same_type(self, entity: int) -> np.ndarray:
         leaf = self.world.leaf
@@ -103,26 +123,24 @@ class Matcher:
 
 
 def make_pairs(world: World, schema: Schema, per_family: int, rng: np.random.Generator) -> list[Pair]:
-    """At most ``per_family`` matched pairs of each family of rules, no triple in two of them."""
+    """At most ``per_family`` pairs of each family of rules, the best matched ones, no triple in two of them."""
     matcher = Matcher(world)
     hidden = world.closure & ~world.observed
     pairs: list[Pair] = []
     taken: set[Candidate] = set()
     for family in range(len(FAMILIES)):
-        rules = [rule for rule in schema.rules if rule.family == family]
-        proven = [(rule, s, o) for rule in rules for s, o in _proven(world, hidden, rule)]
+        possible = []
+        for rule in schema.rules:
+            if rule.family == family:
+                for s, o in _proven(world, hidden, rule):
+                    true = Candidate(s, rule.head, o)
+                    possible += [(cost, true, false, rule) for cost, false in matcher.match(true, rule, rng)[:MATCHES]]
         found = 0
-        for position in rng.permutation(len(proven)).tolist():
-            if found == per_family:
-                break
-            rule, s, o = proven[position]
-            true = Candidate(s, rule.head, o)
-            if true in taken:
-                continue
-            false = matcher.match(true, rule, taken, rng)
-            if false is not None:
+        for position in np.argsort([cost for cost, *_ in possible], kind="stable").tolist():
+            _, true, false, rule = possible[position]
+            if found < per_family and true not in taken and false not in taken:
                 taken |= {true, false}
-                pairs.append(Pair(true, false, rule, _body(world.observed, rule, s, o)))
+                pairs.append(Pair(true, false, rule, _body(world.observed, rule, true.subject, true.object)))
                 found += 1
     return pairs
 
@@ -153,10 +171,10 @@ def plant_doubts(
     """False facts that make confidence matter, to be observed with low confidence: [F, 3] relation, subject, object.
 
     For a share of the pairs a lure completes the body of the false candidate: the body's step at the swapped end, led
-    to the swapped entity instead. A decoy beside it leads the same way to the end that was swapped and completes
-    nothing, so that doubtful edges lie about the true candidates too and do not give the label away.
+    to the swapped entity instead. Decoys beside it lead the same way to the end that was swapped and complete nothing,
+    so that doubtful edges lie about the true candidates too and do not give the label away.
     """
-    planted: set[tuple[int, int, int]] = set()
+    planted: set[Fact] = set()
     linked = world.observed.any(axis=0)
     linked |= linked.T
     for pair in pairs:
@@ -167,28 +185,40 @@ def plant_doubts(
             body, nodes = [(relation, not forward) for relation, forward in reversed(body)], nodes[::-1]
             other = pair.false.subject
         lure = _fact(body[-1], nodes[-2], other)
-        decoys = _decoys(world, schema, body, nodes, linked)
+        decoys = (
+            _decoys_beside_one_step(world, schema, body[0], nodes, other, rng)
+            if len(body) == 1
+            else _decoys_beside_path(world, body, nodes, linked, rng)
+        )
         if other != nodes[-2] and not world.closure[lure] and decoys:
-            planted |= {lure, decoys[rng.integers(len(decoys))]}
+            planted |= {lure, *decoys}
     asked = {(c.relation, c.subject, c.object) for pair in pairs for c in (pair.true, pair.false)}
     return np.array(sorted(planted - asked), dtype=np.int64).reshape(-1, 3)
 
 
-def _decoys(
-    world: World, schema: Schema, body: list[Step], nodes: list[int], linked: np.ndarray
-) -> list[tuple[int, int, int]]:
-    """False facts that lead to the last of ``nodes`` and do not complete ``body`` from the first."""
+def _decoys_beside_one_step(
+    world: World, schema: Schema, step: Step, nodes: list[int], other: int, rng: np.random.Generator
+) -> list[Fact]:
+    """Another relation of the same signature between the true ends, and each relation once more at the other entity."""
+    start, end = nodes
+    ends = (schema.domain[step[0]], schema.range[step[0]])
+    near = world.members(world.root[start])
+    near = near[(near != start) & (near != end) & (near != other)]
+    for relation in rng.permutation([*relation_ids("base"), *relation_ids("symmetric")]).tolist():
+        if relation != step[0] and (schema.domain[relation], schema.range[relation]) == ends:
+            elsewhere = rng.choice(near, 2).tolist()
+            like = (relation, step[1])
+            facts = [_fact(like, start, end), _fact(step, elsewhere[0], end), _fact(like, elsewhere[1], other)]
+            if not any(world.closure[fact] for fact in facts):
+                return facts
+    return []
+
+
+def _decoys_beside_path(
+    world: World, body: list[Step], nodes: list[int], linked: np.ndarray, rng: np.random.Generator
+) -> list[Fact]:
+    """The last step of ``body`` to the last of ``nodes``, from a node that the steps before do not reach."""
     last, end = body[-1], nodes[-1]
-    if len(body) == 1:  # the same ends, another relation of the same signature
-        ends = (schema.domain[last[0]], schema.range[last[0]])
-        similar = [
-            r
-            for kind in ("base", "symmetric")
-            for r in relation_ids(kind)
-            if r != last[0] and (schema.domain[r], schema.range[r]) == ends
-        ]
-        facts = [_fact((r, last[1]), nodes[0], end) for r in similar]
-        return [fact for fact in facts if not world.closure[fact]]
     reached = np.zeros(len(world.leaf), dtype=bool)
     reached[nodes[0]] = True
     for step in body[:-1]:
@@ -198,10 +228,11 @@ def _decoys(
     allowed &= is_class | (world.root == world.root[nodes[-2]])
     allowed[[end, nodes[0]]] = False
     near = allowed & linked[nodes[-3]]  # so that a doubtful path of the same length leads to the true end as well
-    return [_fact(last, node, end) for node in np.flatnonzero(near if near.any() else allowed).tolist()]
+    starts = np.flatnonzero(near if near.any() else allowed)
+    return [_fact(last, int(rng.choice(starts)), end)] if len(starts) else []
 
 
-def _fact(step: Step, start: int, end: int) -> tuple[int, int, int]:
+def _fact(step: Step, start: int, end: int) -> Fact:
     relation, forward = step
     return (relation, start, end) if forward else (relation, end, start)
 

@@ -41,13 +41,13 @@ class KGConfig(DomainConfig):
     """Entities of one world."""
     num_triples: int = 1300
     """Observed true triples of one world, on average."""
-    num_worlds: int = 100
+    num_worlds: int = 200
     """Worlds of all splits together; no two splits share one."""
     hidden_fraction: float = 0.3
     """Share of the derived facts that is not observed."""
     false_fraction: float = 0.25
     """Share of the false candidates whose rule body is completed by a false fact of low confidence."""
-    pairs_per_family: int = 12
+    pairs_per_family: int = 8
     """True candidates of each family of rules in a world, at most."""
     max_nodes: int = 48
     """Nodes of a sample, at most."""
@@ -94,7 +94,7 @@ class KGDataModule(TripleDataModule):
     """
 
     name = "kg"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_class = KGConfig
     config: KGConfig
     relations = RELATIONS

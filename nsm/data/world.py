@@ -134,6 +134,10 @@ class World:
         roots[-ROOTS:] = np.arange(ROOTS)
         return roots
 
+    def members(self, root: int) -> np.ndarray:
+        """The entities below a root class."""
+        return np.flatnonzero(self.root[: self.num_entities] == root)
+
 
 def make_world(
     schema: Schema, num_entities: int, base_rate: float, hidden_fraction: float, rng: np.random.Generator
