@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nsm.config import ConfigError, read_config, unknown_key
+from nsm.config import Config, ConfigError, read_config, unknown_key
 
 LOCAL_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -44,8 +44,8 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
         )
 
 
-def check_configurations(overrides: Sequence[str], config_dir: str, config_name: str) -> None:
-    """Compose and check every configuration that a command line asks for.
+def check_configurations(overrides: Sequence[str], config_dir: str, config_name: str) -> list[Config]:
+    """Compose and check every configuration that a command line asks for: one, or those of a sweep.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed, of the first thing that cannot be used.
@@ -56,10 +56,11 @@ def check_configurations(overrides: Sequence[str], config_dir: str, config_name:
         hydra = _compose(config_name, fixed, whole=True).hydra
         params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         jobs = BasicSweeper.split_arguments(_parse([*params, *overrides]), max_batch_size=None)[0]
-        for job in jobs:
-            config = read_config(_compose(config_name, job))
-            if hydra.launcher._target_ == LOCAL_LAUNCHER:
-                config.hardware.check_present()
+        configs = [read_config(_compose(config_name, job)) for job in jobs]
+    if hydra.launcher._target_ == LOCAL_LAUNCHER:
+        for config in configs:
+            config.hardware.check_present()
+    return configs
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -134,7 +134,7 @@ class TemperatureConfig:
 
 @dataclass
 class PlateauConfig:
-    """When the learning rate falls: after ``patience`` epochs whose validation loss was no better than the best."""
+    """When the learning rate falls: after more than ``patience`` epochs in a row without a better validation loss."""
 
     factor: float = 0.5
     patience: int = 10

@@ -1,0 +1,53 @@
+"""What tests of several modules share."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from nsm.train import CONF
+from tests import toy
+
+TEST_CONF = Path(toy.__file__).parent / "conf"
+
+
+@pytest.fixture
+def overrides(tmp_path: Path) -> list[str]:
+    """Command line of a run of seconds, on the toy domain, whose every file lies under ``tmp_path``."""
+    return [
+        f"hydra.searchpath=[file://{TEST_CONF}]",
+        "domain=toy",
+        "model=tiny",
+        "schedule=smoke",
+        "hardware=cpu",
+        "hardware.threads=1",
+        f"domain.cache_dir={tmp_path / 'data'}",
+    ]
+
+
+@pytest.fixture
+def composed(overrides: list[str]) -> Callable[..., DictConfig]:
+    """Compose the configuration of such a run, with further overrides."""
+
+    def compose_with(*more: str) -> DictConfig:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return compose("train", overrides=[*overrides, *more])
+
+    return compose_with
+
+
+@pytest.fixture
+def process_state() -> Iterator[None]:
+    """Undo what a run sets for the whole process."""
+    lightning_log = logging.getLogger("lightning.pytorch")
+    handlers, level, propagate = list(lightning_log.handlers), lightning_log.level, lightning_log.propagate
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    lightning_log.handlers, lightning_log.propagate = handlers, propagate
+    lightning_log.setLevel(level)
