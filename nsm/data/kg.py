@@ -123,6 +123,8 @@ class KGDataModule(TripleDataModule):
             if split == "test":
                 asked = (kept, groups.pop().tolist(), config.ranking_candidates)
                 _write_ranking(writers["ranking"], enclosing, world, *asked, number, world_rng)
+        empty = [name for name, writer in writers.items() if not len(writer)]
+        check(not empty, "domain.num_worlds", config.num_worlds, f"more: {empty} found no candidates that match")
         return {name: writer.dataset() for name, writer in writers.items()}
 
     def local_features(self, dataset: TripleDataset) -> dict[str, np.ndarray]:
