@@ -230,9 +230,11 @@ def _walks(dataset: TripleDataset) -> Tensor:
     columns, start = dataset.columns, dataset.slices["x"][:-1]
     offset = start.repeat_interleave(torch.diff(dataset.slices["edge_index"]))
     edges = columns["edge_index"] + offset
-    source, target = torch.cat([edges, edges.flip(0)], dim=1).unique(dim=1)
+    num_nodes = len(columns["x"])
+    keys = torch.cat([edges[0] * num_nodes + edges[1], edges[1] * num_nodes + edges[0]]).unique()
+    source, target = keys // num_nodes, keys % num_nodes
     subject, object_ = columns["query_index"] + start
-    reached = torch.zeros(len(columns["x"])).index_fill_(0, subject, 1.0)
+    reached = torch.zeros(num_nodes).index_fill_(0, subject, 1.0)
     walks = []
     for _ in range(3):
         reached = torch.zeros_like(reached).index_add_(0, target, reached[source])
