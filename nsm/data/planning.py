@@ -25,7 +25,8 @@ from nsm.data.blocksworld import (
     solve,
 )
 from nsm.data.datamodule import TripleDataModule
-from nsm.data.planning_graph import ENTITY_TYPES, RELATIONS, encode, local_bigrams, order_free
+from nsm.data.planning_graph import ENTITY_TYPES, RELATIONS, encode
+from nsm.data.planning_shortcuts import block_gaps, handcrafted, local_bigrams, order_free
 from nsm.data.triples import TripleDataset
 
 REORDERINGS = 64
@@ -52,7 +53,12 @@ class PlanningConfig(DomainConfig):
     corruptions: list[str] = field(default_factory=lambda: ["swap_pairs"])
     """What spoils the invalid plans, one of these drawn for each problem; all but ``swap_pairs`` are easy to see."""
     hidden_swaps: float = 0.6
-    """Fraction of the swaps drawn to show in no two consecutive steps and at no end of the plan; the others may."""
+    """Fraction of the swaps whose fault shows in no two consecutive steps and at neither end of the plan.
+
+    The other swaps are drawn freely, and most of them do show there. At 0 the check ``local_bigrams`` alone finds the
+    right answer for about .93 of the plans, at 1 for about .64; at .6 it reaches about .75, so that plans with a fault
+    in plain sight occur and still most of what there is to learn lies further apart.
+    """
     touch_edges: bool = False
     """Link each step to the previous one that touched the same block, which makes validity a local check."""
 
@@ -100,7 +106,7 @@ class PlanningDataModule(TripleDataModule):
     """
 
     name = "planning"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_class: ClassVar[type[DomainConfig]] = PlanningConfig
     config: PlanningConfig
     relations: ClassVar[tuple[str, ...]] = RELATIONS
@@ -129,8 +135,9 @@ class PlanningDataModule(TripleDataModule):
         return {"test": 1.0, "long": 1.0}
 
     def local_features(self, dataset: TripleDataset) -> dict[str, np.ndarray]:
-        """What can be seen without order, and in two consecutive steps."""
-        return {"order_free": order_free(dataset), "local_bigrams": local_bigrams(dataset)}
+        """What can be seen without order, in two consecutive steps, in the gaps between steps, and in all of these."""
+        tables = (order_free, local_bigrams, block_gaps, handcrafted)
+        return {table.__name__: table(dataset) for table in tables}
 
     def metrics(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
         """Accuracy on long plans, and on the valid and each kind of corrupted plans of ``test``."""

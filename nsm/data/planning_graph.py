@@ -1,12 +1,11 @@
-"""Plans as graphs of triples: the vocabulary, the encoding, and the local features that shortcut models get.
+"""Plans as graphs of triples: the vocabulary and the encoding.
 
-Shape letters as in :mod:`nsm.data.blocksworld`; N nodes, E edges of all graphs together.
+Shape letters as in :mod:`nsm.data.blocksworld`.
 """
 
 import numpy as np
-import torch
 
-from nsm.data.blocksworld import ACTIONS, NONE, PICK_UP, UNSTACK, Plans, Problems
+from nsm.data.blocksworld import ACTIONS, NONE, Plans, Problems
 from nsm.data.triples import TripleDataset
 
 RELATIONS = (
@@ -81,7 +80,7 @@ def encode(
     follows = step > 0
     add(graph[follows], node[follows] - 1, R["next"], node[follows])
     if touch_edges:
-        for touching, at, before in _touches(plans, max_blocks):
+        for touching, at, before in touches(plans, max_blocks):
             add(touching, first_step[touching] + at, R["touches"], first_step[touching] + before)
 
     num_nodes = num_blocks + 2 + length
@@ -109,104 +108,7 @@ def encode(
     )
 
 
-def order_free(dataset: TripleDataset) -> np.ndarray:
-    """What the steps do to each block, whatever their order: [G, F] means, maxima and spreads over the blocks."""
-    graphs = _Read(dataset)
-    block = np.flatnonzero(graphs.x == BLOCK)
-    columns = []
-    for ends in (graphs.subject, graphs.object):
-        counts = np.bincount(ends * len(RELATIONS) + graphs.predicate, minlength=len(graphs.x) * len(RELATIONS))
-        columns.append(counts.reshape(-1, len(RELATIONS))[block])
-    table = np.concatenate(columns, axis=1).astype(float)
-    incoming = columns[1]
-    taken = incoming[:, R["picks_up"]] + incoming[:, R["unstacks"]]
-    put = incoming[:, R["puts_down"]] + incoming[:, R["stacks"]]
-    wanted = graphs.pairs("goal_on")
-    built = np.concatenate([graphs.pairs("init_on"), graphs.block * len(graphs.x) + graphs.support])
-    unmet = np.bincount(wanted[~np.isin(wanted, built)] // len(graphs.x), minlength=len(graphs.x))[block]
-    table = np.column_stack([table, taken - put, unmet])
-    per_graph = graphs.graph[block]
-    size = np.bincount(per_graph, minlength=len(dataset))[:, None]
-    mean = np.stack([np.bincount(per_graph, column, len(dataset)) for column in table.T], axis=1) / size
-    square = np.stack([np.bincount(per_graph, column**2, len(dataset)) for column in table.T], axis=1) / size
-    highest = np.full_like(mean, -np.inf)
-    np.maximum.at(highest, per_graph, table)
-    return np.concatenate([mean, square - mean**2, highest], axis=1)
-
-
-def local_bigrams(dataset: TripleDataset) -> np.ndarray:
-    """What two consecutive steps show, and the first and last step beside the facts: [G, F].
-
-    How often each two actions follow each other with each way of sharing blocks, and how often a check by hand finds
-    fault: a hand that is full or empty at the wrong time, another block placed than was picked, a block picked that was
-    just covered, from a block that was just placed or from where it was not put, a first step that the initial state
-    forbids, a last step that the goal does not want.
-    """
-    graphs = _Read(dataset)
-    following = graphs.ends("next")
-    # Where a control has rewired the edges, next may link anything; only actions have bigrams.
-    one, two = following[:, np.isin(graphs.x[following], ACTION_TOKEN).all(0)]
-    (x, y), (x2, y2) = ((graphs.block[step], graphs.support[step]) for step in (one, two))
-    takes, takes2 = (np.isin(graphs.x[step], ACTION_TOKEN[[PICK_UP, UNSTACK]]) for step in (one, two))
-    faults = [
-        takes == takes2,
-        takes & (x != x2),
-        takes2 & ((x2 == y) | (y2 == x)),
-        takes2 & np.where(x == x2, y != y2, (y == y2) & (y != NONE)),
-    ]
-    tables = [np.bincount(graphs.graph[one[fault]], minlength=len(dataset)) for fault in faults]
-    first, last = graphs.ends("starts")[1], graphs.ends("reaches")[0]
-    for step, sound in (
-        (first, graphs.stated(first, "init_on", "init_on_table")),
-        (first, np.isin(graphs.block[first], graphs.ends("init_clear")[0])),
-        (last, graphs.stated(last, "goal_on", "goal_on_table")),
-    ):
-        tables.append(np.bincount(graphs.graph[step[sound]], minlength=len(dataset)))
-    shared = (x == x2) + 2 * ((y == y2) & (y != NONE)) + 4 * (y == x2) + 8 * (x == y2)
-    action, action2 = (graphs.x[step] - ACTION_TOKEN[0] for step in (one, two))
-    bigram = (action * len(ACTIONS) + action2) * 16 + shared
-    kinds = len(ACTIONS) ** 2 * 16
-    counts = np.bincount(graphs.graph[one] * kinds + bigram, minlength=len(dataset) * kinds)
-    return np.column_stack([*tables, counts.reshape(-1, kinds)])
-
-
-class _Read:
-    """Graphs read back, nodes numbered over the whole dataset; ``block`` and ``support`` [N] are a step's arguments."""
-
-    def __init__(self, dataset: TripleDataset) -> None:
-        columns, slices = dataset.columns, dataset.slices
-        nodes, edges = torch.diff(slices["x"]), torch.diff(slices["edge_type"])
-        ends = (columns["edge_index"] + slices["x"][:-1].repeat_interleave(edges)).numpy()
-        self.x = columns["x"].numpy()
-        self.graph = torch.repeat_interleave(torch.arange(len(nodes)), nodes).numpy()
-        self.subject, self.object = ends
-        self.predicate = columns["edge_type"].numpy()
-        self.block, self.support = (self._argument(relations) for relations in (BLOCK_ARGUMENT, SUPPORT_ARGUMENT[2:]))
-
-    def ends(self, relation: str) -> np.ndarray:
-        """Subjects and objects of a predicate's edges: [2, E of it]."""
-        chosen = self.predicate == R[relation]
-        return np.stack([self.subject[chosen], self.object[chosen]])
-
-    def pairs(self, relation: str) -> np.ndarray:
-        """One number for each edge of a predicate: subject * N + object."""
-        subject, object_ = self.ends(relation)
-        return subject * len(self.x) + object_
-
-    def stated(self, step: np.ndarray, on: str, on_table: str) -> np.ndarray:
-        """Whether the facts of these two predicates say that the step's block stands on the step's support."""
-        block, support = self.block[step], self.support[step]
-        stands = np.isin(block * len(self.x) + support, self.pairs(on))
-        return np.where(support == NONE, np.isin(block, self.ends(on_table)[0]), stands)
-
-    def _argument(self, relations: np.ndarray) -> np.ndarray:
-        chosen = np.isin(self.predicate, relations)
-        argument = np.full(len(self.x), NONE)
-        argument[self.subject[chosen]] = self.object[chosen]
-        return argument
-
-
-def _touches(plans: Plans, max_blocks: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def touches(plans: Plans, max_blocks: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Row, step and previous step of every argument that an earlier step had too."""
     rows = np.arange(len(plans.length))
     latest = np.full((len(rows), max_blocks + 1), NONE)

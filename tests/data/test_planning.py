@@ -14,8 +14,9 @@ from unified_planning.plans import ActionInstance, SequentialPlan
 from unified_planning.shortcuts import BoolType, UserType, get_environment
 
 from nsm.config import ConfigError
-from nsm.data.blocksworld import CORRUPTIONS
+from nsm.data.blocksworld import CORRUPTIONS, execute
 from nsm.data.planning import PlanningConfig, PlanningDataModule
+from nsm.data.planning_shortcuts import block_gaps, read_plans
 from nsm.data.triples import TripleDataset
 
 ALL_CORRUPTIONS = list(CORRUPTIONS)
@@ -209,6 +210,62 @@ def test_counts_and_order_free_features_are_blind(swaps):
         assert abs(scores[name] - 0.5) <= 0.03, scores
     assert 0.70 <= scores["local_bigrams"] <= 0.79, scores
     assert swaps.majority == 0.5
+
+
+def test_what_order_gives_away_is_in_the_audit(swaps):
+    """The tables that see order do better than those that do not, all together do best, and still err."""
+    scores = swaps.shortcuts
+    assert 0.70 <= scores["block_gaps"] <= 0.83, scores
+    assert 0.84 <= scores["handcrafted"] <= 0.94, scores
+    assert scores["handcrafted"] > max(scores["block_gaps"], scores["local_bigrams"]) + 0.05, scores
+
+
+def test_plans_read_from_the_graph_are_the_plans(mixed, touching):
+    """Executing what was read gives the label and the first failure, which the reader never sees."""
+    for dataset in (mixed.train_set, mixed.extra_sets["long"], touching.test_set):
+        outcome = execute(*read_plans(dataset))
+        assert (outcome.valid == dataset.column("y").bool().numpy()).all()
+        assert (outcome.first_failure == dataset.column("first_failure").numpy()).all()
+
+
+def test_feature_tables_come_from_the_graph_alone(swaps):
+    kept = ("x", "level", "edge_index", "edge_type", "edge_attr")
+    dataset = swaps.val_set
+    graphs = TripleDataset(
+        {key: value if key in kept else torch.zeros_like(value) for key, value in dataset.columns.items()},
+        dataset.slices,
+    )
+    tables = swaps.local_features(dataset)
+    assert set(tables) == {"order_free", "local_bigrams", "block_gaps", "handcrafted"}
+    for name, table in swaps.local_features(graphs).items():
+        assert table.shape == tables[name].shape
+        assert table.shape[0] == len(dataset)
+        assert np.array_equal(table, tables[name]), name
+    assert tables["handcrafted"].shape[1] > sum(tables[name].shape[1] for name in tables if name != "handcrafted")
+    # Ordered like the parts: what stands in a part stands in the whole.
+    parts = np.column_stack([tables[name] for name in ("order_free", "local_bigrams", "block_gaps")])
+    assert np.array_equal(tables["handcrafted"][:, : parts.shape[1]], parts)
+
+
+def test_block_gaps_count_what_a_loop_counts(swaps):
+    dataset = swaps.test_set
+    table = block_gaps(dataset)
+    for row, data in enumerate(dataset[:60]):
+        steps, latest, span, gaps = read(data).steps, {}, {}, []
+        for number, (_, *blocks) in enumerate(steps):
+            gaps += [number - latest[block] for block in blocks if block in latest]
+            latest |= dict.fromkeys(blocks, number)
+            for block in blocks:
+                span.setdefault(block, number)
+        histogram = Counter(min(gap, 11) for gap in gaps)
+        assert table[row, :11].tolist() == [histogram[gap] for gap in range(1, 12)]
+        assert table[row, 11:13].tolist() == pytest.approx([np.mean(gaps), max(gaps)])
+        first, last = ([time[block] / len(steps) for block in span] for time in (span, latest))
+        lived = np.subtract(last, first)
+        for place, times in ((13, first), (17, last), (21, lived)):
+            moments = [np.mean(times), np.mean(np.square(times)), min(times), max(times)]
+            assert table[row, place : place + 4].tolist() == pytest.approx(moments)
+        assert table.shape[1] == 25
 
 
 def test_easier_corruptions_are_easier(mixed):
