@@ -14,9 +14,10 @@ from unified_planning.plans import ActionInstance, SequentialPlan
 from unified_planning.shortcuts import BoolType, UserType, get_environment
 
 from nsm.config import ConfigError
-from nsm.data.blocksworld import CORRUPTIONS, execute
+from nsm.data.blocksworld import CORRUPTIONS, Plans, execute, reorder
 from nsm.data.planning import PlanningConfig, PlanningDataModule
-from nsm.data.planning_shortcuts import block_gaps, read_plans
+from nsm.data.planning_graph import encode
+from nsm.data.planning_shortcuts import block_gaps, handcrafted, read_plans
 from nsm.data.triples import TripleDataset
 
 ALL_CORRUPTIONS = list(CORRUPTIONS)
@@ -218,6 +219,22 @@ def test_what_order_gives_away_is_in_the_audit(swaps):
     assert 0.70 <= scores["block_gaps"] <= 0.83, scores
     assert 0.84 <= scores["handcrafted"] <= 0.94, scores
     assert scores["handcrafted"] > max(scores["block_gaps"], scores["local_bigrams"]) + 0.05, scores
+
+
+def test_swaps_that_keep_a_plan_valid_leave_no_trace(swaps):
+    """So what the audit finds in the invalid plans is that they are invalid, not that moves were swapped."""
+    rng = np.random.default_rng(10)
+    tables, labels = [], []
+    for dataset in (swaps.train_set, swaps.test_set):
+        problems, plans = read_plans(dataset)
+        rows = np.flatnonzero(dataset.column("y").numpy())
+        problems, plans = problems.take(rows), plans.take(rows)
+        swapped = rng.random(len(rows)) < 0.5
+        steps = np.where(swapped[:, None, None], reorder(problems, plans, 16, rng).steps, plans.steps)
+        tables.append(handcrafted(encode(problems, Plans(steps, plans.length), False, rng, y=swapped)))
+        labels.append(swapped)
+    model = HistGradientBoostingClassifier(max_iter=100, random_state=0).fit(tables[0], labels[0])
+    assert abs(model.score(tables[1], labels[1]) - 0.5) <= 0.07
 
 
 def test_plans_read_from_the_graph_are_the_plans(mixed, touching):
