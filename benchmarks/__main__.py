@@ -1,0 +1,96 @@
+"""``make bench``, or ``python -m benchmarks``: measure and print."""
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_geometric
+
+from benchmarks.domains import measure_domain
+from benchmarks.layers import QUICK_SHAPES, SHAPES, measure_layers
+from benchmarks.report import format_report
+from nsm.config import ConfigError
+from nsm.train import CONF
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for, print it, and write it if asked to."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
+    torch.set_num_threads(options.threads)
+    rounds, share = (2, 0.0) if options.quick else (options.rounds, options.share)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report: dict[str, Any] = {"machine": describe_machine(), "rounds": rounds, "share": share}
+    try:
+        report["domains"] = {
+            name: measure_domain(name, share=share, rounds=rounds, threads=options.threads) for name in options.domains
+        }
+    except (ConfigError, OSError) as error:
+        parser.error(str(error))
+    report["layers"] = [
+        measure_layers(shape, rounds=rounds, device=device) for shape in (QUICK_SHAPES if options.quick else SHAPES)
+    ]
+    print(format_report(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    domains = sorted(path.stem for path in Path(CONF, "domain").glob("*.yaml"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the speed of NSM.")
+    parser.add_argument(
+        "--domains", nargs="*", choices=domains, default=domains, metavar="NAME", help="default: all of %(choices)s"
+    )
+    parser.add_argument(
+        "--rounds", type=whole, default=20, help="times that each thing is measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--share", type=float, default=0.1, help="share of the default data to generate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=whole, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="two rounds on the least data: does everything run?")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    return parser
+
+
+def whole(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the numbers depend on beside the code."""
+    return {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "torch_geometric": torch_geometric.__version__,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
