@@ -36,6 +36,8 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
     except (ConfigError, HydraException) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
+        if error.errno is None:  # raised here, with a remedy, rather than by the system
+            sys.exit(f"error: {error}")
         if error.filename is None:
             raise
         sys.exit(

@@ -3,6 +3,8 @@
 Shape letters: G samples, C logits.
 """
 
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +33,7 @@ class NSMModule(LightningModule):
             where it ``reconstructs``, it also has ``reconstruct``, like :meth:`nsm.models.hierarchy.NSM.reconstruct`.
         task: what is predicted.
         schedule: how it is learned.
+        total_steps: steps of the optimiser in all epochs; learning-rate schedules are laid out over them.
         cycle_weight: weight of the cycle loss beside the task loss.
         seed: decides, with the epoch and the batch, everything random in a step.
         class_weights: weight of each class in the loss, if they differ.
@@ -47,6 +50,7 @@ class NSMModule(LightningModule):
         *,
         task: TaskConfig,
         schedule: ScheduleConfig,
+        total_steps: int,
         cycle_weight: float = 0.0,
         seed: int = 0,
         class_weights: Sequence[float] | None = None,
@@ -56,7 +60,7 @@ class NSMModule(LightningModule):
         super().__init__()
         self.save_hyperparameters(hparams or {}, logger=False)
         self.model, self.task, self.schedule = model, task, schedule
-        self.cycle_weight, self.seed = cycle_weight, seed
+        self.total_steps, self.cycle_weight, self.seed = total_steps, cycle_weight, seed
         self.temperature = schedule.temperature.at(0)
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -165,7 +169,7 @@ class NSMModule(LightningModule):
         optimizer: Optimizer = optimizer_class(
             self.model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
-        steps = max(4, int(self.trainer.estimated_stepping_batches))
+        steps = max(4, self.total_steps)
         rising = max(2, round(schedule.warmup * steps))
         schedulers: list[Any] = []
         if schedule.lr_schedule == "one_cycle":
@@ -226,10 +230,14 @@ def build_module(config: Config, datamodule: Any, hparams: dict[str, Any]) -> NS
     if weights == "balanced":
         counts = torch.bincount(datamodule.train_set.column("y"), minlength=2)
         weights = (counts.sum() / (2 * counts.clamp(min=1))).tolist()
+    schedule = config.schedule
+    # Not Lightning's own estimate: it starts the loader before a continued run knows its epoch.
+    batches = min(len(datamodule.train_dataloader()), schedule.limit_batches or sys.maxsize)
     return NSMModule(
         model,
         task=config.task,
-        schedule=config.schedule,
+        schedule=schedule,
+        total_steps=schedule.max_epochs * math.ceil(batches / schedule.accumulate_batches),
         cycle_weight=getattr(config.model, "cycle_weight", 0.0),
         seed=config.seed,
         class_weights=weights,

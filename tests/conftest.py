@@ -1,6 +1,7 @@
 """What tests of several modules share."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,8 +46,10 @@ def process_state() -> Iterator[None]:
     """Undo what a run sets for the whole process."""
     lightning_log = logging.getLogger("lightning.pytorch")
     handlers, level, propagate = list(lightning_log.handlers), lightning_log.level, lightning_log.propagate
+    on_interrupt = signal.getsignal(signal.SIGINT)
     threads = torch.get_num_threads()
     yield
+    signal.signal(signal.SIGINT, on_interrupt)
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
     lightning_log.handlers, lightning_log.propagate = handlers, propagate

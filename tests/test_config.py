@@ -169,7 +169,7 @@ def test_wrong_values_are_refused(override: str, allowed: str) -> None:
 
 
 def test_a_sweep_with_one_wrong_value_is_refused_as_a_whole() -> None:
-    with pytest.raises(ConfigError, match="model.pool_ratio=1.5"):
+    with pytest.raises(ConfigError, match=r"model\.pool_ratio=1\.5"):
         configurations("model.pool_ratio=0.3,1.5")
 
 

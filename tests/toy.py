@@ -19,7 +19,7 @@ from nsm.models.encoder import ModelOutput
 class ToyConfig(DomainConfig):
     _target_: str = "tests.toy.ToyDataModule"
     num_samples: int = 200
-    learnable: bool = True
+    with_target: bool = True
 
 
 class ToyDataModule(TripleDataModule):
@@ -45,16 +45,16 @@ class ToyDataModule(TripleDataModule):
             writer = TripleWriter()
             for _ in range(size):
                 x = rng.integers(0, 2, 5)
-                target = float(x.mean())
+                target = {"target": float(x.mean())} if self.config.with_target else {}
                 writer.add(
                     x=x,
                     level=[1, 1, 1, 2, 2],
                     edge_index=[[0, 1, 2, 3], [1, 2, 3, 4]],
                     edge_type=[0, 1, 0, 1],
                     edge_attr=[1.0, 0.5, 1.0, 0.5],
-                    y=int(x.sum() > 2) if self.config.learnable else int(rng.integers(2)),
+                    y=int(x.sum() > 2),
                     instance=instance,
-                    target=target,
+                    **target,
                 )
                 instance += 1
             sets[name] = writer.dataset()

@@ -1,0 +1,40 @@
+"""The words of a run: collapse, time left, progress."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from nsm.callbacks import CollapseWarning, time_left
+
+
+def epochs_with(*accuracies: tuple[float, float]) -> CollapseWarning:
+    """Feed the callback validation accuracies on class 0 and class 1, epoch by epoch."""
+    callback = CollapseWarning()
+    for class_0, class_1 in accuracies:
+        metrics = {"val/accuracy_class_0": torch.tensor(class_0), "val/accuracy_class_1": torch.tensor(class_1)}
+        trainer: Any = SimpleNamespace(callback_metrics=metrics)
+        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    return callback
+
+
+def test_collapse_is_told_once_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    epochs_with((0.0, 1.0), (0.0, 1.0), (0.5, 0.6), (1.0, 0.0))
+    first, second = [record.getMessage() for record in caplog.records]
+    assert "given class 1" in first
+    assert "given class 0" in second
+    assert "task.class_weights=balanced" in first
+
+
+def test_no_collapse_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    epochs_with((0.3, 0.9), (0.0, 0.4), (0.9, 0.9))
+    assert not caplog.records
+
+
+def test_time_left_follows_the_last_epochs() -> None:
+    rows = [{"epoch": epoch, "seconds": 100.0 if epoch == 1 else 10.0} for epoch in range(1, 8)]
+    assert time_left(rows, 20) == "2:10"
+    assert time_left(rows, 7) == "0:00"
