@@ -150,7 +150,8 @@ class TripleDataModule(LightningDataModule, ABC):
         return [self._loader(dataset) for dataset in self.test_sets.values()]
 
     def _loader(self, dataset: TripleDataset, shuffle: bool = False) -> DataLoader:
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        # What Lightning gives ``set_epoch``, but workers ask before it does.
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
         return DataLoader(
             dataset,
             batch_size=self.config.batch_size if shuffle else self.config.eval_batch_size,
