@@ -1,65 +1,71 @@
 """How much of a reconstruction needs no abstraction: a decoder of its own that sees the structure alone.
 
-A low cycle error means little if the lower level's structure alone gives its features away. So a fresh decoder, of the
-same make as the model's, is trained on the finished encoder's features with nothing at the top but one learned vector.
+A low cycle error means little if the lower level's structure gives its features away. So a fresh decoder, of the same
+make as the model's, is trained on the finished encoder's features with one learned vector in place of every top node.
 """
 
-import copy
+from collections.abc import Iterable
+from itertools import chain, islice, repeat
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch_geometric.data import Batch
 
 from nsm.metrics import UnexplainedVariance
-from nsm.models.hierarchy import NSM, standardised_error
+from nsm.models.hierarchy import NSM, Level, standardised_error
+
+
+class StructureDecoder(nn.Module):
+    """WHAT's twin, untrained, that is given nothing of the top level but its shape."""
+
+    def __init__(self, model: NSM) -> None:
+        super().__init__()
+        self.twin = NSM(model.config, model.sizes)
+        self.top = nn.Parameter(torch.zeros(1, model.config.node_features))
+
+    def forward(self, levels: list[Level]) -> Tensor:
+        """Level-1 features [N, D], from the structure of all levels."""
+        return self.twin.descend(levels, self.top.expand(levels[-1].graph.num_nodes, -1))[0]
 
 
 def structure_only_error(
     model: NSM,
-    train_loader: DataLoader,
-    test_loader: DataLoader,
+    train_batches: Iterable[Batch],
+    test_batches: Iterable[Batch],
     *,
     temperature: float,
     steps: int = 300,
     learning_rate: float = 3e-3,
-    seed: int = 0,
 ) -> float:
-    """Unexplained variance of level-1 features on the test set, rebuilt from structure alone; 1 is the mean.
+    """Unexplained variance of level-1 features on the test set, rebuilt from structure alone.
 
     Args:
         model: a trained hierarchy; it is left as it is.
-        train_loader: batches to train the probe on; ``steps`` of them, over again if there are fewer.
+        train_batches: what the probe learns from, over again until ``steps`` batches were seen.
+        test_batches: what it is measured on.
         temperature: of the hierarchy.
     """
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.manual_seed(seed)
-        probe = copy.deepcopy(model).eval()
-        for module in (*probe.what.modules(), *probe.couplings.modules()):
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-        top = nn.Parameter(torch.zeros(1, probe.encoder.level.embedding_dim, device=device))
-        learned = [top, *probe.what.parameters()]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        probe = StructureDecoder(model).to(device)
+        learned = [probe.top, *probe.twin.what.parameters(), *probe.twin.couplings.parameters()]
         optimizer = torch.optim.Adam(learned, lr=learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1)
-        step = 0
-        while step < steps:
-            for batch in train_loader:
-                if step == steps:
-                    break
-                batch = batch.to(device)
-                with torch.no_grad():
-                    levels = model.ascend(batch, temperature)
-                rebuilt = probe.descend(levels, top.expand(len(levels[-1].x), -1))[0]
-                optimizer.zero_grad()
-                standardised_error(rebuilt, levels[0].x).backward()
-                optimizer.step()
-                schedule.step()
-                step += 1
-        error = UnexplainedVariance(top.shape[1]).to(device)
+        for batch in islice(chain.from_iterable(repeat(train_batches)), steps):
+            levels = _levels(model, batch.to(device), temperature)
+            optimizer.zero_grad()
+            standardised_error(probe(levels), levels[0].x).backward()
+            optimizer.step()
+            schedule.step()
+        error = UnexplainedVariance(model.config.node_features).to(device)
         with torch.no_grad():
-            for batch in test_loader:
-                levels = model.ascend(batch.to(device), temperature)
-                rebuilt = probe.descend(levels, top.expand(len(levels[-1].x), -1))[0]
-                error.update(levels[0].x, rebuilt)
+            for batch in test_batches:
+                levels = _levels(model, batch.to(device), temperature)
+                error.update(levels[0].x, probe(levels))
     return float(error.compute())
+
+
+@torch.no_grad()
+def _levels(model: NSM, batch: Batch, temperature: float) -> list[Level]:
+    return model.ascend(batch, temperature)

@@ -41,6 +41,9 @@ class Encoder(nn.Module):
         self.entity_type = nn.Embedding(sizes.num_entity_types, channels)
         self.level = nn.Embedding(sizes.num_levels + 1, channels)
         self.role = nn.Embedding(2 * sizes.num_relations, channels) if sizes.has_query else None
+        # Small beside what the layers add, so that features tell more than types.
+        nn.init.normal_(self.entity_type.weight, std=0.3)
+        nn.init.normal_(self.level.weight, std=0.3)
 
     def forward(self, batch: Batch) -> Tensor:
         """The batch's nodes to [N, D]."""

@@ -21,7 +21,7 @@ from nsm.models.rgcn import Graph, RelationalStack
 class NSMConfig(ModelConfig):
     """The hierarchy."""
 
-    levels: int = 3
+    levels: int = 2
     """Levels of the hierarchy: one more than there are poolings."""
     pool_ratio: float = 0.5
     """Share of a level's nodes that the next level keeps."""
@@ -74,7 +74,7 @@ class NSM(nn.Module):
     def __init__(self, config: NSMConfig, sizes: Sizes) -> None:
         super().__init__()
         channels, poolings = config.node_features, config.levels - 1
-        self.num_relations = sizes.num_relations
+        self.config, self.sizes = config, sizes
         self.encoder = Encoder(channels, sizes)
         self.layers = nn.ModuleList(
             RelationalStack(
@@ -108,14 +108,18 @@ class NSM(nn.Module):
 
     def ascend(self, batch: Batch, temperature: float) -> list[Level]:
         """All levels of a batch, from the observed one to the most abstract."""
-        x, graph, node_level = self.encoder(batch), graph_of(batch, self.num_relations), batch.level
-        query_type = batch.query_type if self.encoder.role is not None else None
+        x, graph, rank = self.encoder(batch), graph_of(batch, self.sizes.num_relations), batch.level
+        query_type = None
+        if self.encoder.role is not None:  # what is asked about outlives everything else
+            query_type, (subject, tail) = batch.query_type, batch.query_index
+            above = self.encoder.level.num_embeddings
+            rank = rank.index_fill(0, tail, above).index_fill(0, subject, above + 1)
         levels = []
         x = self.layers[0](x, graph, query_type)
         for coupling, why, layers in zip(self.couplings, self.why, self.layers[1:], strict=True):
-            pooled, pooled_graph, contraction = why(coupling(x), graph, node_level, temperature)
+            pooled, pooled_graph, contraction = why(coupling(x), graph, rank, temperature)
             levels.append(Level(x, graph, contraction))
-            graph, node_level = pooled_graph, node_level[contraction.seed]
+            graph, rank = pooled_graph, rank[contraction.seed]
             x = layers(pooled, graph, query_type)
         return [*levels, Level(x, graph, None)]
 

@@ -1,7 +1,7 @@
 """WHY pools a level to a more abstract one, WHAT unpools it back; relation types survive both.
 
 WHY contracts typed edges: in each round every cluster looks along its best-scoring edge; pairs that choose each other
-merge, and clusters whose choice lies in such a pair join it, until the wanted share of nodes remains.
+merge, clusters whose choice lies in a more senior such pair join it, until the wanted share of nodes remains.
 
 Shape letters: N nodes and E triples of the lower level, C clusters (nodes of the upper level), A = N - C absorbed
 nodes, R relations, D features, G samples.
@@ -62,11 +62,11 @@ def contract(graph: Graph, *, order: Tensor, seniority: Tensor, ratio: float, ma
         best.scatter_reduce_(0, first, strength, "amax").scatter_reduce_(0, second, strength, "amax")
         by_first, by_second = best[first] == strength, best[second] == strength
         mutual = by_first & by_second
-        paired = torch.zeros_like(nodes, dtype=torch.bool)
-        paired[first[mutual]] = True
-        paired[second[mutual]] = True
-        joins = by_first & ~by_second & paired[second] | by_second & ~by_first & paired[first]
-        chosen = (mutual | joins).nonzero().squeeze(1)
+        senior = torch.full_like(nodes, -1)  # seniority of the pair that a cluster is in
+        senior[first[mutual]] = senior[second[mutual]] = torch.maximum(seniority[first], seniority[second])[mutual]
+        first_joins = by_first & ~by_second & (seniority[first] < senior[second])
+        second_joins = by_second & ~by_first & (seniority[second] < senior[first])
+        chosen = (mutual | first_joins | second_joins).nonzero().squeeze(1)
         # the best merges of each sample that its budget allows, pairs before joiners
         sample = graph.batch[first[chosen]]
         priority = mutual[chosen].long() * len(order) + strength[chosen]
@@ -75,10 +75,8 @@ def contract(graph: Graph, *, order: Tensor, seniority: Tensor, ratio: float, ma
         chosen = chosen[by_sample]
         place = torch.arange(len(sample), device=device) - torch.searchsorted(sample, sample)
         chosen = chosen[place < budget[sample]]
-        # a joiner gives way to the pair it joins; within a pair the junior gives way
-        head_gives_way = torch.where(
-            mutual[chosen], seniority[first[chosen]] < seniority[second[chosen]], by_first[chosen]
-        )
+        in_pair = seniority[first[chosen]] < seniority[second[chosen]]
+        head_gives_way = torch.where(mutual[chosen], in_pair, first_joins[chosen])
         leaving = torch.where(head_gives_way, first[chosen], second[chosen])
         staying = torch.where(head_gives_way, second[chosen], first[chosen])
         merged_along[leaving] = open_edges[chosen]
@@ -122,14 +120,16 @@ class Why(nn.Module):
 
     .. math::
         s_{urv} = p(y_u) + q(y_v) + e_r, \qquad
-        x_c = y_{seed} + \sum_{v\ absorbed} 2\sigma(s_v / \tau) (W y_v + E_{r, direction})
+        x_c = y_{seed} + \sum_{v\ absorbed} 2\sigma(s_v / \tau) \, m_{t_v}(W y_v)
 
-    where :math:`s_v` is the score of the triple along which v was absorbed. Gradients reach p, q and e through the
-    gates; the temperature :math:`\tau` sharpens them. Of two nodes that merge the more abstract one becomes the seed.
+    where :math:`s_v` is the score and :math:`t_v` the type (relation and direction) of the triple along which v was
+    absorbed, and m scales and shifts by type. Gradients reach p, q and e through the gates; the temperature
+    :math:`\tau` sharpens them. Of two nodes that merge the one of higher rank becomes the seed: a node's rank is its
+    level of abstraction, and nodes that are asked about rank above all levels.
 
     Args:
         channels: D. num_relations: R. ratio: share of nodes that remain, in (0, 1].
-        level_aware: contract triples between two abstract nodes (level above 1) after all others.
+        level_aware: contract triples between two abstract nodes (rank above 1) after all others.
     """
 
     def __init__(self, channels: int, num_relations: int, *, ratio: float, level_aware: bool) -> None:
@@ -139,23 +139,22 @@ class Why(nn.Module):
         self.score = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 2))  # keeps the gates from saturating
         self.relation_score = nn.Parameter(torch.zeros(num_relations))
         self.member = nn.Linear(channels, channels, bias=False)
-        self.merge = nn.Embedding(2 * num_relations, channels)
-        nn.init.normal_(self.merge.weight, std=0.1)
+        self.merge = MergeType(channels, num_relations)
 
-    def forward(self, y: Tensor, graph: Graph, level: Tensor, temperature: float) -> tuple[Tensor, Graph, Contraction]:
-        """Pool features y [N, D] with node levels [N]: features [C, D] and graph of the upper level, and how."""
+    def forward(self, y: Tensor, graph: Graph, rank: Tensor, temperature: float) -> tuple[Tensor, Graph, Contraction]:
+        """Pool features y [N, D] of nodes with ranks [N]: features [C, D] and graph of the upper level, and how."""
         head, tail = graph.edge_index
         as_subject, as_object = self.score(y).unbind(dim=-1)
         score = as_subject[head] + as_object[tail] + self.relation_score[graph.edge_type]
-        abstract = (level > 1) & self.level_aware
+        abstract = (rank > 1) & self.level_aware
         contraction = contract(
             graph,
             order=_ranks(~(abstract[head] & abstract[tail]), score),
-            seniority=_ranks(level, as_subject + as_object),
+            seniority=_ranks(rank, as_subject + as_object),
             ratio=self.ratio,
         )
         gate = 2 * torch.sigmoid(score[contraction.edge] / temperature)
-        members = self.member(y[contraction.absorbed]) + self.merge(contraction.message_type)
+        members = self.merge(self.member(y[contraction.absorbed]), contraction.message_type)
         pooled = y[contraction.seed].index_add(
             0, contraction.cluster[contraction.absorbed], (gate[:, None] * members).to(y.dtype)
         )
@@ -173,17 +172,34 @@ class What(nn.Module):
         super().__init__()
         self.seed = nn.Linear(channels, channels)
         self.member = nn.Linear(channels, channels)
-        self.merge = nn.Embedding(2 * num_relations, channels)
+        self.merge = MergeType(channels, num_relations)
         self.layers = RelationalStack(channels, num_relations, num_bases, num_layers=num_layers)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, graph: Graph, contraction: Contraction, coupling: AffineCoupling) -> Tensor:
         """Upper level features [C, D] and the lower one's structure and coupling to lower level features [N, D]."""
-        members = self.member(x)[contraction.cluster[contraction.absorbed]] + self.merge(contraction.message_type)
+        members = x[contraction.cluster[contraction.absorbed]]
+        members = self.member(self.merge(members, contraction.message_type))
         out = members.new_zeros(graph.num_nodes, x.shape[1])
         out = out.index_copy(0, contraction.seed, self.seed(x).to(out.dtype))
         out = out.index_copy(0, contraction.absorbed, members)
         return coupling.inverse(self.out(self.layers(out, graph)))
+
+
+class MergeType(nn.Module):
+    """Scale and shift features by the type of the triple along which a node was absorbed.
+
+    Different types are written to, and read from, different directions of the cluster's features.
+    """
+
+    def __init__(self, channels: int, num_relations: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(1 + 0.5 * torch.randn(2 * num_relations, channels))
+        self.shift = nn.Parameter(0.1 * torch.randn(2 * num_relations, channels))
+
+    def forward(self, x: Tensor, message_type: Tensor) -> Tensor:
+        """[A, D] and types [A] to [A, D]."""
+        return x * self.scale.index_select(0, message_type) + self.shift.index_select(0, message_type)
 
 
 @torch.no_grad()

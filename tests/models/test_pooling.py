@@ -104,7 +104,7 @@ def test_temperature_sharpens_the_gates(batch: Batch) -> None:
     _, _, contraction = why(y, graph, batch.level, 1.0)
     head, tail = graph.edge_index[:, contraction.edge]
     score = why.score(y)[head, 0] + why.score(y)[tail, 1]
-    members = why.member(y[contraction.absorbed]) + why.merge(contraction.message_type)
+    members = why.merge(why.member(y[contraction.absorbed]), contraction.message_type)
     hard = y[contraction.seed].index_add(
         0, contraction.cluster[contraction.absorbed], 2.0 * (score > 0)[:, None] * members
     )
