@@ -31,14 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report["domains"] = {
             name: measure_domain(name, share=share, rounds=rounds, threads=options.threads) for name in options.domains
         }
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error}. Run it from a folder that can be written: the data cache is {Path('data').absolute()}")
     report["layers"] = [
         measure_layers(shape, rounds=rounds, device=device) for shape in (QUICK_SHAPES if options.quick else SHAPES)
     ]
     print(format_report(report))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        try:
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            parser.error(f"--json {options.json} cannot be written: {error.strerror}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,13 +51,18 @@ def build_parser() -> argparse.ArgumentParser:
     domains = sorted(path.stem for path in Path(CONF, "domain").glob("*.yaml"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the speed of NSM.")
     parser.add_argument(
-        "--domains", nargs="*", choices=domains, default=domains, metavar="NAME", help="default: all of %(choices)s"
+        "--domains",
+        nargs="*",
+        choices=domains,
+        default=domains,
+        metavar="NAME",
+        help="any of %(choices)s (default: all); without a name the layers alone",
     )
     parser.add_argument(
-        "--rounds", type=whole, default=20, help="times that each thing is measured (default: %(default)s)"
+        "--rounds", type=whole, default=30, help="times that each thing is measured (default: %(default)s)"
     )
     parser.add_argument(
-        "--share", type=float, default=0.1, help="share of the default data to generate (default: %(default)s)"
+        "--share", type=positive, default=0.1, help="share of the default data to generate (default: %(default)s)"
     )
     parser.add_argument(
         "--threads", type=whole, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)"
@@ -67,6 +77,14 @@ def whole(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return number
 
 

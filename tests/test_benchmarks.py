@@ -97,6 +97,7 @@ def test_unequal_contestants_are_refused(quantity: str) -> None:
     [
         (["--domains", "chess"], "choose from causal, kg, planning"),
         (["--rounds", "0"], "--rounds: 0 must be at least 1"),
+        (["--share", "0"], "--share: 0 must be above 0"),
         (["--threads", "many"], "--threads: invalid whole value: 'many'"),
         (["--json", "missing/bench.json"], "there is no folder missing"),
     ],
