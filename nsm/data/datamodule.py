@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch_geometric.data import Batch
@@ -170,7 +171,8 @@ class TripleDataModule(LightningDataModule, ABC):
 
     def _make(self) -> dict[str, Any]:
         start = time.perf_counter()
-        sets = self.generate(np.random.default_rng(self.config.seed))
+        with threadpool_limits(1):  # the matrices are small: on busy cores BLAS threads cost ten times what they save
+            sets = self.generate(np.random.default_rng(self.config.seed))
         self.generated_per_second = sum(len(dataset) for dataset in sets.values()) / (time.perf_counter() - start)
         audited = shortcuts.audit(
             sets["train"], sets["test"], len(self.relations), len(self.entity_types), self.local_features
