@@ -1,11 +1,13 @@
 """What Lightning lacks: a history file, words about the first batch, about time left and about a collapsed class."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators.cuda import get_nvidia_gpu_stats
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 from torch_geometric.data import Batch
@@ -49,7 +51,7 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if isinstance(value, Tensor)}
-        stages = ("train/", "val/")
+        stages = ("train/", "val/", "gpu/")
         row = {
             "epoch": trainer.current_epoch + 1,
             **{key: value for stage in stages for key, value in metrics.items() if key.startswith(stage)},
@@ -97,6 +99,20 @@ class ProgressBar(TQDMProgressBar):
             metrics["val_loss"] = self.history.rows[-1]["val/loss"]
             metrics["left"] = time_left(self.history.rows, trainer.max_epochs or 0)
         return metrics
+
+
+class GPUStats(Callback):
+    """Logs the GPU's utilisation and memory once an epoch, as ``nvidia-smi`` tells them (where it is installed).
+
+    Lightning's ``DeviceStatsMonitor`` knows no utilisation, and writes a hundred allocator counters at each step.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if shutil.which("nvidia-smi") is None:
+            return
+        stats = get_nvidia_gpu_stats(pl_module.device.index or 0)
+        pl_module.log("gpu/utilisation_percent", stats["utilization.gpu (%)"])
+        pl_module.log("gpu/memory_used_mb", stats["memory.used (MB)"])
 
 
 class FirstBatch(Callback):

@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.regression import MeanSquaredError
 
-from nsm.config import Config, ScheduleConfig, TaskConfig
+from nsm.config import Config, ScheduleConfig, TaskConfig, check
 from nsm.metrics import UnexplainedVariance, positive_probability, prediction_metrics
 
 
@@ -120,6 +120,13 @@ class NSMModule(LightningModule):
         self._losses(batch, "val", self.val_metrics)
 
     def on_train_epoch_end(self) -> None:
+        for loss in ("train/loss", "val/loss"):
+            check(
+                bool(self.trainer.callback_metrics[loss].isfinite()),
+                "schedule.learning_rate",
+                self.schedule.learning_rate,
+                f"{loss} is no longer a finite number; lower it, or set schedule.warmup or schedule.gradient_clip",
+            )
         # Lightning would step this scheduler after the epoch's checkpoint is written, and a run continued from there
         # would miss the step.
         for scheduler in self._schedulers():

@@ -15,7 +15,6 @@ from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import (
-    DeviceStatsMonitor,
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -74,7 +73,7 @@ def train(composed: DictConfig, folder: Path) -> float:
     )
     runs.write_json(folder / runs.RESULTS, results)
     tensorboard.log_hyperparams(settings, runs.headline(results))
-    log.info("\n%s", runs.format_table(results, datamodule.ceilings))
+    log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
     return results["best_val_loss"]
 
 
@@ -92,7 +91,7 @@ def prepare_process(config: Config) -> None:
     lightning_log.handlers.clear()
     lightning_log.propagate = True  # into train.log
     lightning_log.setLevel(logging.WARNING)
-    # It does, .hydra/; a run that goes on holds its own checkpoints too.
+    # The folder holds Hydra's files from the start, and a continued run's own.
     warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty", UserWarning)
     # Lightning 2.6 uses what PyTorch 2.13 deprecates.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
@@ -115,7 +114,7 @@ def build_datamodule(composed: DictConfig, config: Config) -> TripleDataModule:
 def build_trainer(config: Config, folder: Path, history: callbacks.History, tensorboard: TensorBoardLogger) -> Trainer:
     """Lightning's trainer with everything that watches a run."""
     schedule, hardware = config.schedule, config.hardware
-    on_gpu, in_terminal = hardware.device == "cuda", sys.stderr.isatty()
+    on_gpu, in_terminal = hardware.device == "cuda", sys.stdout.isatty()
     watching: list[Callback] = [
         history,
         callbacks.ProgressBar(history) if in_terminal else callbacks.EpochLog(history),
@@ -128,7 +127,7 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, tens
         callbacks.ErrorCheckpoint(folder),
     ]
     if on_gpu:
-        watching.append(DeviceStatsMonitor())
+        watching.insert(0, callbacks.GPUStats())  # before the history, which writes them
     return Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,

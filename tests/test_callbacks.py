@@ -1,13 +1,15 @@
 """The words of a run: collapse, time left, progress."""
 
 import logging
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from nsm.callbacks import CollapseWarning, time_left
+from nsm.callbacks import CollapseWarning, GPUStats, time_left
 
 
 def epochs_with(*accuracies: tuple[float, float]) -> CollapseWarning:
@@ -38,3 +40,18 @@ def test_time_left_follows_the_last_epochs() -> None:
     rows = [{"epoch": epoch, "seconds": 100.0 if epoch == 1 else 10.0} for epoch in range(1, 8)]
     assert time_left(rows, 20) == "2:10"
     assert time_left(rows, 7) == "0:00"
+
+
+def test_gpu_stats_are_those_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, float] = {}
+    module: Any = SimpleNamespace(device=torch.device("cuda", 0), log=logged.__setitem__)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    GPUStats().on_train_epoch_end(None, module)  # type: ignore[arg-type]
+    assert logged == {}  # not installed
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 37, 1024, 79000, 5, 0, 40, 41\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + "/bin")
+    GPUStats().on_train_epoch_end(None, module)  # type: ignore[arg-type]
+    assert logged == {"gpu/utilisation_percent": 37, "gpu/memory_used_mb": 1024}

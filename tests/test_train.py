@@ -207,6 +207,13 @@ def test_early_stopping(composed: Callable[..., DictConfig], tmp_path: Path) -> 
     assert (results["epochs"], results["best_epoch"]) == (3, 1)
 
 
+def test_divergence_ends_the_run(command: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"schedule\.learning_rate=1e\+30 .* no longer a finite number"):
+        command("schedule.learning_rate=1e30", "schedule.gradient_clip=null", f"hydra.run.dir={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "error.ckpt").exists()
+    assert not (tmp_path / "run" / "final_results.json").exists()
+
+
 def test_a_constant_answer_is_told_as_collapse(
     composed: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
