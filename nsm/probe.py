@@ -62,7 +62,7 @@ def structure_only_error(
         with torch.no_grad():
             for batch in test_batches:
                 levels = _levels(model, batch.to(device), temperature)
-                error.update(levels[0].x, probe(levels))
+                error.update(probe(levels), levels[0].x)
     return float(error.compute())
 
 
