@@ -72,6 +72,10 @@ class UnexplainedVariance(Metric):
     .. math:: \frac1D \sum_d \frac{\sum_n (\hat x_{nd} - x_{nd})^2}{N (\sigma_d^2 + 0.01 \, \bar{\sigma^2})}
 
     0 is exact and about 1 no better than the mean; the second term keeps features that hardly vary from dominating.
+
+    Args:
+        num_features: D.
+        num_groups: with more than one, the variance is that within groups: 1 is then no better than each group's mean.
     """
 
     higher_is_better = False
@@ -81,20 +85,24 @@ class UnexplainedVariance(Metric):
     squares: Tensor
     errors: Tensor
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, num_features: int, num_groups: int = 1) -> None:
         super().__init__()
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("total", "squares", "errors"):
+        self.add_state("count", torch.zeros(num_groups, 1, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(num_groups, num_features, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("squares", "errors"):
             self.add_state(name, torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, reconstruction: Tensor, target: Tensor) -> None:
-        """Add nodes: what was made of their features [N, D], and the features [N, D]."""
+    def update(self, reconstruction: Tensor, target: Tensor, group: Tensor | None = None) -> None:
+        """Add nodes: what was made of their features [N, D], the features [N, D] and their groups [N]."""
         target, reconstruction = target.double(), reconstruction.double()
-        self.count += len(target)
-        self.total += target.sum(dim=0)
+        group = torch.zeros(len(target), dtype=torch.long, device=target.device) if group is None else group
+        self.count.index_add_(0, group, torch.ones_like(target[:, :1]))
+        self.total.index_add_(0, group, target)
         self.squares += target.square().sum(dim=0)
         self.errors += (reconstruction - target).square().sum(dim=0)
 
     def compute(self) -> Tensor:
-        variance = (self.squares / self.count - (self.total / self.count).square()).clamp(min=0)
-        return (self.errors / (self.count * (variance + 0.01 * variance.mean()))).mean().float()
+        between = (self.total.square() / self.count.clamp(min=1)).sum(dim=0)
+        nodes = self.count.sum()
+        variance = ((self.squares - between) / nodes).clamp(min=0)
+        return (self.errors / (nodes * (variance + 0.01 * variance.mean()))).mean().float()

@@ -206,13 +206,17 @@ class NSMModule(LightningModule):
         return losses["loss"]
 
     def _measure_cycle(self, batch: Batch) -> None:
-        for name, shuffled in (("cycle_error", False), ("cycle_error_shuffled", True)):
+        for name, shuffled, groups in (
+            ("cycle_error", False, 1),
+            ("cycle_error_shuffled", True, 1),
+            ("cycle_error_within_types", False, self.model.sizes.num_entity_types),
+        ):
             target, rebuilt = self.model.reconstruct(
                 batch, temperature=self.temperature, shuffle_top=shuffled, generator=self._shuffle
             )
             if name not in self.cycle_errors:
-                self.cycle_errors[name] = UnexplainedVariance(target.shape[1]).to(target.device)
-            self.cycle_errors[name].update(rebuilt, target)
+                self.cycle_errors[name] = UnexplainedVariance(target.shape[1], groups).to(target.device)
+            self.cycle_errors[name].update(rebuilt, target, batch.x if groups > 1 else None)
 
     def _test_metrics(self, name: str) -> MetricCollection:
         metrics = self.test_metrics[name]

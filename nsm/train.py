@@ -30,6 +30,12 @@ from nsm.probe import structure_only_error
 
 log = logging.getLogger(__name__)
 PROBE_STEPS = 300
+CYCLE_ERRORS = (
+    "cycle_error",
+    "cycle_error_shuffled",
+    "cycle_error_structure_only",
+    "cycle_error_within_types",
+)
 register_schemas(data, models)
 CONF = str(Path(__file__).parent.parent / "conf")
 
@@ -73,6 +79,7 @@ def train(composed: DictConfig, folder: Path) -> float:
     )
     runs.write_json(folder / runs.RESULTS, results)
     tensorboard.log_hyperparams(settings, runs.headline(results))
+    tensorboard.finalize("success")
     log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
     return results["best_val_loss"]
 
@@ -152,7 +159,7 @@ def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule
     """Every figure of the test sets, after ``trainer.test``."""
     by_set, cycle_errors = module.test_results()
     test: dict[str, float | None] = {**by_set["test"], "loss": float(module.trainer.callback_metrics["loss"])}
-    test |= dict.fromkeys(("cycle_error", "cycle_error_shuffled", "cycle_error_structure_only")) | cycle_errors
+    test |= dict.fromkeys(CYCLE_ERRORS) | cycle_errors
     if module.model.reconstructs:
         test["cycle_error_structure_only"] = structure_only_error(
             module.model.eval(),

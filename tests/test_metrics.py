@@ -73,6 +73,19 @@ def test_unexplained_variance() -> None:
     assert 0.8 < float(mean.compute()) < 1
 
 
+def test_unexplained_variance_within_groups() -> None:
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(600) % 3
+    x = torch.randn(600, 4, generator=generator) + 10 * group[:, None]
+    means = torch.stack([x[group == g].mean(dim=0) for g in range(3)])[group]
+    overall, within = UnexplainedVariance(4), UnexplainedVariance(4, num_groups=3)
+    for rows in torch.arange(600).split([7, 593]):
+        overall.update(means[rows], x[rows])
+        within.update(means[rows], x[rows], group[rows])
+    assert float(overall.compute()) < 0.05
+    assert float(within.compute()) == pytest.approx(1 / 1.01, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("class_0", "class_1", "expected"),
     [(0.0, 1.0, True), (1.0, 0.0, True), (0.005, 0.995, True), (0.0, 0.9, False), (0.5, 0.5, False), (0, 0, False)],
