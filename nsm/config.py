@@ -80,6 +80,10 @@ class DomainDefaults:
     num_bases: int = 8
     pool_ratio: float = 0.5
     cycle_weight: float = 0.01
+    layers: int = 4
+    """Of the hierarchy, before its first pooling."""
+    flat_layers: int = 7
+    """Of the flat baseline, so that it has as many parameters as the hierarchy of two levels."""
     epochs: int = 100
 
 

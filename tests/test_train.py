@@ -99,7 +99,7 @@ def test_a_run_writes_its_folder(
     assert results.keys() == RESULT_KEYS
     assert results["test"].keys() == TEST_KEYS | {"accuracy_again", "mean_probability_again"}
     assert (results["status"], results["domain"], results["model"]) == ("completed", "toy", "nsm")
-    assert (results["levels"], results["seed"], results["epochs"]) == (3, 5, 2)
+    assert (results["levels"], results["seed"], results["epochs"]) == (2, 5, 2)
     assert results["shortcuts"].keys() == {"predicate_counts", "counts_degrees_size"}
     assert results["best_val_loss"] == best == min(row["val/loss"] for row in history)
     assert results["val"]["accuracy"] == history[results["best_epoch"] - 1]["val/accuracy"]
