@@ -1,6 +1,7 @@
 """The one LightningDataModule: generate or load, split, control, batch; a domain adds what is true of it."""
 
 import dataclasses
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from nsm.config import DomainConfig
 from nsm.data import cache, shortcuts
 from nsm.data.triples import TripleDataset
 
+log = logging.getLogger(__name__)
 LOADER_FIELDS = ("_target_", "batch_size", "eval_batch_size", "num_workers", "pin_memory", "cache_dir")
 
 
@@ -170,6 +172,7 @@ class TripleDataModule(LightningDataModule, ABC):
         return {"domain": self.name, "version": self.version, "audit": shortcuts.VERSION, **decided}
 
     def _make(self) -> dict[str, Any]:
+        log.info("generating %s and auditing its shortcuts; kept in %s", self.name, self.config.cache_dir)
         start = time.perf_counter()
         with threadpool_limits(1):  # the matrices are small: on busy cores BLAS threads cost ten times what they save
             sets = self.generate(np.random.default_rng(self.config.seed))

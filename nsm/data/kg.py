@@ -104,7 +104,7 @@ class KGDataModule(TripleDataModule):
     @property
     def ceilings(self) -> dict[str, float | None]:
         """One: a sample holds a complete body of confident facts if and only if its candidate is true."""
-        return {"test": 1.0, "ranking": 1.0}
+        return {"test": 1.0}
 
     def generate(self, rng: np.random.Generator) -> dict[str, TripleDataset]:
         """Draw the worlds one after another; the first ones are for training, the last ones for testing."""
