@@ -1,6 +1,7 @@
 # The commands of NSM. Each sets up what it needs in .venv on first use, from constraints.txt.
 #
 #   make train ARGS="domain=kg seed=1"     configuration overrides for nsm.train
+#   make train HARDWARE=gpu                another group of conf/hardware; cpu by default
 #   make test ARGS="-m 'not slow'"         options for pytest
 #   make PYTHON=python3.12 test            another interpreter (after make clean, if .venv exists)
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cpu train
@@ -9,6 +10,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+HARDWARE ?= cpu
 WORKERS ?= 2
 ARGS =
 
@@ -27,7 +29,7 @@ help:
 	@echo "make clean   remove .venv and the tools' caches; outputs/ and data/ stay"
 
 train: .venv/installed
-	$(BIN)/python -m nsm.train $(ARGS)
+	$(BIN)/python -m nsm.train hardware=$(HARDWARE) $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(ARGS)

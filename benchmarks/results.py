@@ -2,32 +2,56 @@
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from omegaconf import OmegaConf
 
 COLUMNS = {
     "causal": ("accuracy", "accuracy_do", "sqrt_pehe", "policy_value"),
     "planning": ("accuracy", "accuracy_long"),
     "kg": ("accuracy", "accuracy_composition_3", "auc_pr", "mrr", "hits_at_1"),
 }
-CYCLE = ("cycle_error", "cycle_error_shuffled", "cycle_error_structure_only")
+CYCLE = ("cycle_error", "cycle_error_shuffled", "cycle_error_structure_only", "cycle_error_within_types")
+UNNAMED = ("domain=", "model=", "seed=", "hardware", "hydra", "domain.cache_dir")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a Markdown table for each domain found beneath the folders."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    runs = find_runs(parser.parse_args(arguments).folders)
+    try:
+        runs = find_runs(parser.parse_args(arguments).folders)
+    except ValueError as error:
+        parser.error(str(error))
     if not runs:
         parser.error("no final_results.json beneath the folders named")
     print("\n\n".join(domain_table(domain, runs) for domain in sorted({run["domain"] for run in runs})))
 
 
 def find_runs(folders: list[Path]) -> list[dict[str, Any]]:
-    """The results of every completed run beneath ``folders``."""
-    return [json.loads(path.read_text()) for folder in folders for path in sorted(folder.rglob("final_results.json"))]
+    """The results of every completed run beneath ``folders``, each with a ``name`` that says how it differs.
+
+    Raises:
+        ValueError: if two runs of the same domain, name and seed are found, since their mean would mean nothing.
+    """
+    runs: dict[tuple[str, str, int], Path] = {}
+    found = []
+    for path in (path for folder in folders for path in sorted(folder.rglob("final_results.json"))):
+        run = json.loads(path.read_text())
+        overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
+        set_by_hand = [str(override) for override in overrides if not str(override).startswith(UNNAMED)]
+        levels = [f"{run['levels']} levels"] if run["levels"] else []
+        run["name"] = ", ".join([run["model"], *levels, *set_by_hand])
+        key = (run["domain"], run["name"], run["seed"])
+        if key in runs:
+            raise ValueError(f"{runs[key]} and {path} are both {run['name']}, seed {run['seed']}: move one away")
+        runs[key] = path
+        found.append(run)
+    return found
 
 
 def domain_table(domain: str, runs: list[dict[str, Any]]) -> str:
@@ -35,7 +59,7 @@ def domain_table(domain: str, runs: list[dict[str, Any]]) -> str:
     mine = [run for run in runs if run["domain"] == domain]
     groups = defaultdict(list)
     for run in mine:
-        groups[f"{run['model']}, {run['levels']} levels" if run["levels"] else run["model"]].append(run)
+        groups[run["name"]].append(run)
     columns = (*COLUMNS.get(domain, ("accuracy",)), *CYCLE)
     header = ["model", "seeds", *columns, "parameters", "seconds"]
     lines = [f"**{domain}**", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -59,7 +83,7 @@ def spread(values: list[float | None]) -> str:
     if not known:
         return "-"
     deviation = f" ± {stdev(known):.3f}" if len(known) > 1 else ""
-    return f"{mean(known):.3f}{deviation}".replace("0.", ".")
+    return re.sub(r"\b0\.", ".", f"{mean(known):.3f}{deviation}")
 
 
 if __name__ == "__main__":

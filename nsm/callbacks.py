@@ -34,6 +34,7 @@ class History(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = read_history(self.folder)
+        self.seconds_before = sum(row["seconds"] for row in self.rows)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = [row for row in self.rows if row["epoch"] <= trainer.current_epoch]

@@ -63,7 +63,8 @@ class ModelConfig:
     """Size of the inner product that gates messages by the predicate asked about, where one is."""
 
     def __post_init__(self) -> None:
-        check(self.node_features >= 2, "model.node_features", self.node_features, "at least 2")
+        multiple = self.node_features >= 8 and self.node_features % 8 == 0
+        check(multiple, "model.node_features", self.node_features, "a multiple of 8, which grouped products need")
         check(self.num_bases >= 1, "model.num_bases", self.num_bases, "at least 1")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "a probability below 1")
         check(self.query_features >= 0, "model.query_features", self.query_features, "0 (no gate) or more")
@@ -174,10 +175,12 @@ class ScheduleConfig:
     """Epochs without a better validation loss before training stops."""
     checkpoint_every_epochs: int = 10
     limit_batches: int | None = None
-    """At most so many batches of every split in an epoch; null for all."""
+    """At most so many training and validation batches in an epoch; null for all."""
+    probe_steps: int = 300
+    """Batches that the structure-only decoder learns from, after training."""
 
     def __post_init__(self) -> None:
-        for key in ("max_epochs", "batch_size", "accumulate_batches", "checkpoint_every_epochs"):
+        for key in ("max_epochs", "batch_size", "accumulate_batches", "checkpoint_every_epochs", "probe_steps"):
             check(getattr(self, key) >= 1, f"schedule.{key}", getattr(self, key), "at least 1")
         check(self.optimizer in ("adam", "adamw"), "schedule.optimizer", self.optimizer, "adam or adamw")
         check(self.learning_rate > 0, "schedule.learning_rate", self.learning_rate, "above 0")

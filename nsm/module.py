@@ -23,6 +23,7 @@ from torchmetrics.regression import MeanSquaredError
 
 from nsm.config import Config, ScheduleConfig, TaskConfig, check
 from nsm.metrics import UnexplainedVariance, positive_probability, prediction_metrics
+from nsm.models.encoder import ModelOutput
 
 
 class NSMModule(LightningModule):
@@ -146,13 +147,13 @@ class NSMModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         name = self.test_names[dataloader_idx]
-        logits = self.model(batch, temperature=self.temperature).logits
-        predictions, target = self.predict(logits), self.target(batch)
+        output = self.model(batch, temperature=self.temperature)
+        predictions, target = self.predict(output.logits), self.target(batch)
         self._test_metrics(name).update(predictions, target)
         self.predictions[name].append(predictions.cpu())
         if dataloader_idx == 0:
-            loss = self.task_loss(logits, target)
-            self.log("loss", loss, batch_size=batch.num_graphs, on_epoch=True, add_dataloader_idx=False)
+            for key, loss in self._loss_terms(output, target).items():
+                self.log(key, loss, batch_size=batch.num_graphs, on_epoch=True, add_dataloader_idx=False)
             if self.model.reconstructs:
                 self._measure_cycle(batch)
 
@@ -196,27 +197,33 @@ class NSMModule(LightningModule):
     def _losses(self, batch: Batch, stage: str, metrics: MetricCollection) -> Tensor:
         output = self.model(batch, temperature=self.temperature)
         target = self.target(batch)
-        task_loss = self.task_loss(output.logits, target)
-        losses = {"task_loss": task_loss, "loss": task_loss}
-        if output.cycle_loss is not None:
-            losses |= {"cycle_loss": output.cycle_loss, "loss": task_loss + self.cycle_weight * output.cycle_loss}
+        losses = self._loss_terms(output, target)
         metrics.update(self.predict(output.logits.detach()), target)
         for logged in ({f"{stage}/{name}": value.detach() for name, value in losses.items()}, metrics):
             self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.num_graphs)
         return losses["loss"]
 
+    def _loss_terms(self, output: ModelOutput, target: Tensor) -> dict[str, Tensor]:
+        task_loss = self.task_loss(output.logits, target)
+        if output.cycle_loss is None:
+            return {"task_loss": task_loss, "loss": task_loss}
+        loss = task_loss + self.cycle_weight * output.cycle_loss
+        return {"task_loss": task_loss, "cycle_loss": output.cycle_loss, "loss": loss}
+
     def _measure_cycle(self, batch: Batch) -> None:
-        for name, shuffled, groups in (
-            ("cycle_error", False, 1),
-            ("cycle_error_shuffled", True, 1),
-            ("cycle_error_within_types", False, self.model.sizes.num_entity_types),
-        ):
-            target, rebuilt = self.model.reconstruct(
-                batch, temperature=self.temperature, shuffle_top=shuffled, generator=self._shuffle
-            )
-            if name not in self.cycle_errors:
-                self.cycle_errors[name] = UnexplainedVariance(target.shape[1], groups).to(target.device)
-            self.cycle_errors[name].update(rebuilt, target, batch.x if groups > 1 else None)
+        target, rebuilt = self.model.reconstruct(batch, temperature=self.temperature)
+        _, shuffled = self.model.reconstruct(
+            batch, temperature=self.temperature, shuffle_top=True, generator=self._shuffle
+        )
+        if not self.cycle_errors:
+            types = self.model.sizes.num_entity_types
+            groups = {"cycle_error": 1, "cycle_error_shuffled": 1, "cycle_error_within_types": types}
+            self.cycle_errors = {
+                name: UnexplainedVariance(target.shape[1], count).to(target.device) for name, count in groups.items()
+            }
+        self.cycle_errors["cycle_error"].update(rebuilt, target)
+        self.cycle_errors["cycle_error_shuffled"].update(shuffled, target)
+        self.cycle_errors["cycle_error_within_types"].update(rebuilt, target, batch.x)
 
     def _test_metrics(self, name: str) -> MetricCollection:
         metrics = self.test_metrics[name]

@@ -29,7 +29,6 @@ from nsm.module import NSMModule, build_module
 from nsm.probe import structure_only_error
 
 log = logging.getLogger(__name__)
-PROBE_STEPS = 300
 CYCLE_ERRORS = (
     "cycle_error",
     "cycle_error_shuffled",
@@ -53,7 +52,7 @@ def main(composed: DictConfig) -> float:
 
 
 def train(composed: DictConfig, folder: Path) -> float:
-    """Train as configured, write the run into ``folder``, and return the best validation loss."""
+    """Train as configured, write the run into ``folder``, and return the best epoch's validation task loss."""
     start = time.perf_counter()
     config = read_config(composed)
     prepare_process(config)
@@ -81,7 +80,7 @@ def train(composed: DictConfig, folder: Path) -> float:
     tensorboard.log_hyperparams(settings, runs.headline(results))
     tensorboard.finalize("success")
     log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
-    return results["best_val_loss"]
+    return results["val"]["task_loss"]
 
 
 def prepare_process(config: Config) -> None:
@@ -158,7 +157,8 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, tens
 def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule) -> dict[str, float | None]:
     """Every figure of the test sets, after ``trainer.test``."""
     by_set, cycle_errors = module.test_results()
-    test: dict[str, float | None] = {**by_set["test"], "loss": float(module.trainer.callback_metrics["loss"])}
+    logged = module.trainer.callback_metrics
+    test: dict[str, float | None] = {**by_set["test"], **{name: float(logged[name]) for name in ("loss", "task_loss")}}
     test |= dict.fromkeys(CYCLE_ERRORS) | cycle_errors
     if module.model.reconstructs:
         test["cycle_error_structure_only"] = structure_only_error(
@@ -166,10 +166,9 @@ def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule
             datamodule.train_dataloader(),
             datamodule.test_dataloader()[0],
             temperature=module.temperature,
-            steps=config.schedule.limit_batches or PROBE_STEPS,
+            steps=config.schedule.probe_steps,
         )
     if config.task.type != "regression":
-        test |= {f"accuracy_{name}": by_set[name]["accuracy"] for name in datamodule.ceilings if name != "test"}
         test |= datamodule.metrics({name: torch.cat(parts) for name, parts in module.predictions.items()})
     return test
 

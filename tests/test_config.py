@@ -133,7 +133,7 @@ def test_unknown_keys_are_refused(override: str, key: str, hint: str) -> None:
         ("model.pool_ratio=0", "above 0"),
         ("model.levels=9", "2 to 6"),
         ("model.levels=many", "could not be converted to Integer"),
-        ("model.node_features=-8", "at least 2"),
+        ("model.node_features=-8", "a multiple of 8"),
         ("domain.num_scenarios=-5", "at least"),
         ("schedule.batch_size=-1", "at least 1"),
         ("schedule.max_epochs=0", "at least 1"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,7 +74,6 @@ class TripleDataModule(LightningDataModule, ABC):
             _target_=f"{type(self).__module__}.{type(self).__qualname__}",
             **{key: value for key, value in settings.items() if key != "_target_"},
         )
-        self.generated_per_second: float | None = None
         self._content: dict[str, Any] | None = None
 
     @abstractmethod
@@ -84,13 +82,16 @@ class TripleDataModule(LightningDataModule, ABC):
 
     @property
     def ceilings(self) -> dict[str, float | None]:
-        """Best reachable accuracy of ``test`` and of each extra set, where it is known."""
+        """Expected accuracy of the best rule there is, on ``test`` and on each extra set, where it is known.
+
+        On one finite set a model may by luck score a little above it.
+        """
         return {"test": None}
 
     @property
     def ceiling(self) -> float | None:
-        """Best reachable test accuracy where it is known."""
-        return self.ceilings["test"]
+        """Expected test accuracy of the best rule there is, where it is known; None under a control."""
+        return self.ceilings["test"] if self.config.control == "none" else None
 
     def local_features(self, dataset: TripleDataset) -> dict[str, np.ndarray]:
         """Domain-specific feature tables [G, F] by name, each the input of one more shortcut model."""
@@ -114,7 +115,8 @@ class TripleDataModule(LightningDataModule, ABC):
         sets = {
             name: TripleDataset(stored["columns"], stored["slices"]) for name, stored in self._content["sets"].items()
         }
-        self.shortcuts = dict(self._content["shortcuts"])
+        # Under a control they would be those of other data.
+        self.shortcuts = dict(self._content["shortcuts"]) if self.config.control == "none" else {}
         self.majority = float(self._content["majority"])
         if self.config.control != "none":
             rng = np.random.default_rng([self.config.seed, 1])
@@ -124,19 +126,26 @@ class TripleDataModule(LightningDataModule, ABC):
         self._content = None
 
     def check_disjoint(self) -> None:
-        """Prove that no patient, problem or world of one split occurs in another.
+        """Prove that no patient, problem or world of one split occurs in another, nor one of training in any test set.
 
         Raises:
             RuntimeError: naming the splits and an instance they share.
         """
         seen: dict[int, str] = {}
+        known: set[int] = set()
         for name, dataset in (("train", self.train_set), ("val", self.val_set), ("test", self.test_set)):
             instances = set(dataset.column("instance").tolist())
             shared = instances & seen.keys()
             if shared:
                 instance = min(shared)
                 raise RuntimeError(f"instance {instance} of {self.name} is in {seen[instance]} and in {name}")
+            if name != "test":
+                known |= instances
             seen |= dict.fromkeys(instances, name)
+        for name, dataset in self.extra_sets.items():
+            shared = known & set(dataset.column("instance").tolist())
+            if shared:
+                raise RuntimeError(f"instance {min(shared)} of {self.name} is in {seen[min(shared)]} and in {name}")
 
     @property
     def test_sets(self) -> dict[str, TripleDataset]:
@@ -173,10 +182,8 @@ class TripleDataModule(LightningDataModule, ABC):
 
     def _make(self) -> dict[str, Any]:
         log.info("generating %s and auditing its shortcuts; kept in %s", self.name, self.config.cache_dir)
-        start = time.perf_counter()
         with threadpool_limits(1):  # the matrices are small: on busy cores BLAS threads cost ten times what they save
             sets = self.generate(np.random.default_rng(self.config.seed))
-        self.generated_per_second = sum(len(dataset) for dataset in sets.values()) / (time.perf_counter() - start)
         audited = shortcuts.audit(
             sets["train"], sets["test"], len(self.relations), len(self.entity_types), self.local_features
         )

@@ -41,7 +41,7 @@ class KGConfig(DomainConfig):
     """Entities of one world."""
     num_triples: int = 1300
     """Observed true triples of one world, on average."""
-    num_worlds: int = 200
+    num_worlds: int = 400
     """Worlds of all splits together; no two splits share one."""
     hidden_fraction: float = 0.3
     """Share of the derived facts that is not observed."""
@@ -139,7 +139,7 @@ class KGDataModule(TripleDataModule):
         }
 
     def metrics(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
-        """Area under precision-recall, accuracy by family, and filtered MRR and Hits@k with ties by expectation."""
+        """Area under precision-recall, accuracy by family, filtered MRR and Hits@k (ties by expectation), chance."""
         y, test = self.test_set.column("y"), probabilities["test"].detach().cpu()
         right = (test >= 0.5) == (y == 1)
         figures = {"auc_pr": float(average_precision_score(y.numpy(), test.numpy()))}
@@ -148,9 +148,10 @@ class KGDataModule(TripleDataModule):
             if (family == number).any():
                 figures[f"accuracy_{name}"] = float(right[family == number].float().mean())
         ranking = self.extra_sets["ranking"]
-        return figures | rank_metrics(
-            probabilities["ranking"].detach().cpu(), ranking.column("y"), ranking.column("group")
-        )
+        y, group = ranking.column("y"), ranking.column("group")
+        chance = rank_metrics(torch.zeros(len(ranking)), y, group)
+        figures |= {f"{name}_chance": chance[name] for name in ("mrr", "hits_at_10")}
+        return figures | rank_metrics(probabilities["ranking"].detach().cpu(), y, group)
 
 
 def rank_metrics(scores: Tensor, y: Tensor, group: Tensor) -> dict[str, float]:

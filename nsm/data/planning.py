@@ -42,7 +42,7 @@ class PlanningConfig(DomainConfig):
     """How many blocks-world problems, of what size, and how their plans are spoiled."""
 
     _target_: str = "nsm.data.planning.PlanningDataModule"
-    num_problems: int = 6000
+    num_problems: int = 10000
     """Each gives one valid and one corrupted plan, in the same split."""
     min_blocks: int = 4
     max_blocks: int = 8

@@ -46,9 +46,6 @@ class NSMConfig(ModelConfig):
             check(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "at least 1 layer")
         for key in ("upper_layers", "decoder_layers"):
             check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "0 layers or more")
-        check(
-            self.node_features % 2 == 0, "model.node_features", self.node_features, "an even number: coupling halves it"
-        )
 
     def build(self, **sizes: Any) -> "NSM":
         return NSM(self, Sizes(**sizes))
@@ -141,8 +138,8 @@ class NSM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Level-1 features [N, D] and what the whole way down makes of the top level's features.
 
-        With ``shuffle_top`` the rows of the top level are permuted over the samples of the batch first: what remains is
-        known from structure alone.
+        With ``shuffle_top`` the rows of the top level are permuted over all samples of the batch first: if the error
+        hardly grows, the way down does not read them.
         """
         levels = self.ascend(batch, temperature)
         top = levels[-1].x

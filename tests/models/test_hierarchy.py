@@ -147,7 +147,7 @@ def test_standardised_error_is_zero_when_exact_and_about_one_for_the_mean() -> N
         ({"pool_ratio": 0.0}, "model.pool_ratio=0.0"),
         ({"pool_ratio": 1.5}, "model.pool_ratio=1.5"),
         ({"cycle_weight": -0.1}, "model.cycle_weight=-0.1"),
-        ({"node_features": 7}, "model.node_features=7"),
+        ({"node_features": 12}, "model.node_features=12"),
         ({"num_bases": 0}, "model.num_bases=0"),
         ({"dropout": 1.0}, "model.dropout=1.0"),
         ({"layers": 0}, "model.layers=0"),
