@@ -23,16 +23,10 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results_of(domain: str, folder: Path, cache_dir: Path, *overrides: str) -> dict[str, Any]:
-    fixed = [
-        f"domain={domain}",
-        f"domain.cache_dir={cache_dir}",
-        "hardware=cpu",
-        "hardware.threads=1",
-        "seed=0",
-        "schedule.probe_steps=5",
-    ]
+    fixed = [f"domain={domain}", f"domain.cache_dir={cache_dir}", "hardware=cpu", "hardware.threads=1", "seed=0"]
+    few = [*SIZES[domain], "schedule.probe_steps=5"]
     with initialize_config_dir(CONF, version_base="1.3"):
-        train(compose("train", overrides=[*fixed, *SIZES[domain], *overrides]), folder)
+        train(compose("train", overrides=[*fixed, *few, *overrides]), folder)
     return json.loads((folder / "final_results.json").read_text())
 
 
