@@ -113,7 +113,7 @@ def test_install_happens_once_and_again_when_its_inputs_change(checkout: Path) -
     assert venv.startswith("-m venv")
     assert "--constraint constraints.txt" in install
     assert "--extra-index-url" not in install
-    assert train == "-m nsm.train"
+    assert train == "-m nsm.train hardware=cpu"
 
     make(checkout, python, "train", "ARGS=seed=1")
     assert calls(checkout) == ["-m nsm.train seed=1"]
