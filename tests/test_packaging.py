@@ -116,14 +116,14 @@ def test_install_happens_once_and_again_when_its_inputs_change(checkout: Path) -
     assert train == "-m nsm.train hardware=cpu"
 
     make(checkout, python, "train", "ARGS=seed=1")
-    assert calls(checkout) == ["-m nsm.train seed=1"]
+    assert calls(checkout) == ["-m nsm.train hardware=cpu seed=1"]
 
     make(checkout, python, "test")
     install, tests = calls(checkout)
     assert install.endswith(".[dev]")
     assert tests.startswith("-m pytest")
     make(checkout, python, "train")
-    assert calls(checkout) == ["-m nsm.train"], "the dev install holds what training needs"
+    assert calls(checkout) == ["-m nsm.train hardware=cpu"], "the dev install holds what training needs"
 
     for changed in ("pyproject.toml", "constraints.txt"):
         stamp = (checkout / ".venv/installed-dev").stat().st_mtime
@@ -144,7 +144,7 @@ def test_failed_install_is_tried_again(checkout: Path) -> None:
     working = python.read_text()
     python.write_text(working + 'case "$*" in *"pip install"*) exit 1;; esac\n')
     assert make(checkout, f"PYTHON={python}", "train").returncode != 0
-    assert "-m nsm.train" not in calls(checkout)
+    assert "-m nsm.train hardware=cpu" not in calls(checkout)
     (checkout / ".venv/bin/python").write_text(working)
     make(checkout, f"PYTHON={python}", "train")
     assert len(calls(checkout)) == 2
