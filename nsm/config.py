@@ -84,7 +84,7 @@ class DomainDefaults:
     layers: int = 4
     """Of the hierarchy, before its first pooling."""
     flat_layers: int = 7
-    """Of the flat baseline, so that it has as many parameters as the hierarchy of two levels."""
+    """Of the flat baseline, so that it has about as many parameters (2 to 8 % fewer) as the hierarchy of two levels."""
     epochs: int = 100
 
 
