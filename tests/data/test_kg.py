@@ -290,9 +290,13 @@ def test_equal_scores_rank_like_chance() -> None:
 def test_figures_of_a_perfect_and_of_a_one_family_model(small: KGDataModule) -> None:
     labels = {name: dataset.column("y").float() for name, dataset in small.test_sets.items()}
     perfect = small.metrics(labels)
+    sizes = torch.bincount(small.extra_sets["ranking"].column("group"))
+    sizes = sizes[sizes > 0].double()
+    assert perfect.pop("hits_at_10_chance") == pytest.approx(float((10 / sizes).clamp(max=1).mean()), abs=1e-6)
+    harmonic = [sum(1 / rank for rank in range(1, int(size) + 1)) / float(size) for size in sizes]
+    assert perfect.pop("mrr_chance") == pytest.approx(sum(harmonic) / len(harmonic), abs=1e-6)
     assert set(perfect.values()) == {1.0}
-    expected = {"auc_pr", "mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mrr_chance", "hits_at_10_chance"}
-    expected |= {*(f"accuracy_{name}" for name in FAMILIES)}
+    expected = {"auc_pr", "mrr", "hits_at_1", "hits_at_3", "hits_at_10", *(f"accuracy_{name}" for name in FAMILIES)}
     assert set(perfect) == expected
     broken = labels["test"].clone()
     inverse = small.test_set.column("family") == FAMILIES.index("inverse")
