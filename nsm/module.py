@@ -237,7 +237,7 @@ class NSMModule(LightningModule):
 
 def build_module(config: Config, datamodule: Any, hparams: dict[str, Any]) -> NSMModule:
     """The model of ``config`` for the domain of ``datamodule``, ready to train."""
-    model = config.model.build(  # type: ignore[attr-defined]
+    model = config.model.build(  # type: ignore[attr-defined]  # each model's own: the schemas know no torch
         num_relations=len(datamodule.relations),
         num_entity_types=len(datamodule.entity_types),
         num_levels=datamodule.num_levels,

@@ -91,7 +91,7 @@ def prepare_process(config: Config) -> None:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
-    # A debugging aid of deterministic mode, which costs time.
+    # A debugging aid of deterministic mode, which costs time; PyTorch does not declare it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     lightning_log = logging.getLogger("lightning.pytorch")
     lightning_log.handlers.clear()
@@ -137,7 +137,7 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, tens
     return Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,
-        precision=hardware.precision,  # type: ignore[arg-type]
+        precision=hardware.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked
         deterministic=not on_gpu,
         max_epochs=schedule.max_epochs,
         gradient_clip_val=schedule.gradient_clip,

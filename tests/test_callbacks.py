@@ -18,7 +18,7 @@ def epochs_with(*accuracies: tuple[float, float]) -> CollapseWarning:
     for class_0, class_1 in accuracies:
         metrics = {"val/accuracy_class_0": torch.tensor(class_0), "val/accuracy_class_1": torch.tensor(class_1)}
         trainer: Any = SimpleNamespace(callback_metrics=metrics)
-        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        callback.on_train_epoch_end(trainer, None)
     return callback
 
 
@@ -46,12 +46,12 @@ def test_gpu_stats_are_those_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.M
     logged: dict[str, float] = {}
     module: Any = SimpleNamespace(device=torch.device("cuda", 0), log=logged.__setitem__)
     monkeypatch.setenv("PATH", str(tmp_path))
-    GPUStats().on_train_epoch_end(None, module)  # type: ignore[arg-type]
+    GPUStats().on_train_epoch_end(None, module)
     assert logged == {}  # not installed
 
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 37, 1024, 79000, 5, 0, 40, 41\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + "/bin")
-    GPUStats().on_train_epoch_end(None, module)  # type: ignore[arg-type]
+    GPUStats().on_train_epoch_end(None, module)
     assert logged == {"gpu/utilisation_percent": 37, "gpu/memory_used_mb": 1024}

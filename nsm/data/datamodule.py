@@ -162,7 +162,7 @@ class TripleDataModule(LightningDataModule, ABC):
         return [self._loader(dataset) for dataset in self.test_sets.values()]
 
     def _loader(self, dataset: TripleDataset, shuffle: bool = False) -> DataLoader:
-        # What Lightning gives ``set_epoch``, but workers ask before it does.
+        # What Lightning gives ``set_epoch``, but workers ask before it does. Not in the declared type.
         epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
         return DataLoader(
             dataset,
