@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nsm.config import Config, ConfigError, read_config, unknown_key
@@ -58,11 +58,26 @@ def check_configurations(overrides: Sequence[str], config_dir: str, config_name:
         hydra = _compose(config_name, fixed, whole=True).hydra
         params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         jobs = BasicSweeper.split_arguments(_parse([*params, *overrides]), max_batch_size=None)[0]
-        configs = [read_config(_compose(config_name, job)) for job in jobs]
+        configs = []
+        for job in jobs:
+            composed = _compose(config_name, job, whole=True)
+            check_launcher(composed.hydra.launcher, hydra.launcher, job)
+            with open_dict(composed):
+                del composed.hydra
+            configs.append(read_config(composed))
     if hydra.launcher._target_ == LOCAL_LAUNCHER:
         for config in configs:
             config.hardware.check_present()
     return configs
+
+
+def check_launcher(of_job: DictConfig, of_sweep: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` if a job of a sweep asks for another launcher than the sweep's."""
+    if of_job != of_sweep:
+        raise ConfigError(
+            f"{' '.join(overrides)} cannot be part of this multirun: a multirun runs in one place, and hardware that "
+            "runs here and hardware on Modal, or two kinds of it there, are two; launch one multirun for each"
+        )
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

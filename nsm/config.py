@@ -86,6 +86,9 @@ class DomainDefaults:
     flat_layers: int = 7
     """Of the flat baseline, so that it has about as many parameters (2 to 8 % fewer) as the hierarchy of two levels."""
     epochs: int = 100
+    epoch_seconds: float | None = None
+    """Of a run with the defaults on one busy CPU thread, data and test included; for estimates of what a run will cost.
+    A GPU has not been measured."""
 
 
 @dataclass
@@ -304,6 +307,12 @@ def read_config(composed: DictConfig) -> Config:
     assert isinstance(config, Config)
     _check_keys(composed, config, "")
     return config
+
+
+def expected_seconds(composed: DictConfig) -> float | None:
+    """How long a run will take, by its domain's ``epoch_seconds``; None where that says nothing of it."""
+    seconds, schedule = composed.domain_defaults.epoch_seconds, composed.schedule
+    return None if seconds is None or schedule.limit_batches is not None else seconds * schedule.max_epochs
 
 
 def _check_keys(composed: DictConfig, config: Any, prefix: str) -> None:
