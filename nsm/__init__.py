@@ -1,0 +1,3 @@
+"""Neural Symbolic Model: hierarchies over graphs of semantic triples."""
+
+__version__ = "0.1.0"

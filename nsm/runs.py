@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+import nsm
 from nsm.config import ConfigError
 from nsm.data.cache import content_hash
 from nsm.data.datamodule import TripleDataModule
 from nsm.metrics import collapsed
 
 HISTORY, RESULTS, LAST, BEST = "training_history.json", "final_results.json", "last.ckpt", "best_model.ckpt"
-PACKAGES = ("nsm", "torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+PACKAGES = ("torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
 def prepare_folder(folder: Path) -> None:
@@ -64,17 +65,27 @@ def peak_memory_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """Of Python and of every package that decides a result."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    own = {"python": platform.python_version(), "nsm": nsm.__version__}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with ``-dirty`` if files differ from it; None outside git."""
+    """Commit of the checkout that this code runs from, with ``-dirty`` if files differ from it.
+
+    Outside git it is what the environment variable ``GIT_COMMIT`` says, which a launcher of remote jobs sets, or None.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("GIT_COMMIT")
     return found.stdout.strip()
+
+
+def cost_usd(seconds: float) -> float | None:
+    """Of a run of so many seconds, at the price that the environment variable ``USD_PER_SECOND`` names, or None."""
+    rate = os.environ.get("USD_PER_SECOND")
+    return None if rate is None else seconds * float(rate)
 
 
 def collect_results(
@@ -121,7 +132,7 @@ def collect_results(
         "graphs_per_second": sum(rates) / len(rates),
         "peak_memory_bytes": peak_memory_bytes(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "cost_usd": None,
+        "cost_usd": cost_usd(seconds),
         "versions": versions(),
         "git_commit": git_commit(),
         "config_hash": content_hash({key: value for key, value in settings.items() if key != "resume"}),

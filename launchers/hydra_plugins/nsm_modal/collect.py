@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra_plugins.nsm_modal.config import LauncherError
 from hydra_plugins.nsm_modal.record import JobRecord, SweepRecord
-from hydra_plugins.nsm_modal.status import CANCELLED, COMPLETED, FAILED, FILE, RUNNING, TIMEOUT, Status
+from hydra_plugins.nsm_modal.status import CANCELLED, COMPLETED, FAILED, FILE, RUNNING, Status
 from hydra_plugins.nsm_modal.sync import VolumeClient
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ class Collector:
         await asyncio.gather(*map(cancel_one, open_jobs))
 
     async def _wait_for(self, job: JobRecord) -> Result:
+        import modal
+
         answer, failure = await call_outcome(str(job.call))
         found = await self.status(job)
         await self.bring_home(job)
@@ -130,12 +132,13 @@ class Collector:
         if found is not None and found.status == COMPLETED:
             return Result.of(job, found)  # only the answer was lost
         last = found.attempts[-1] if found is not None and found.attempts else None
-        if last is not None and last.outcome == CANCELLED:
+        timed_out = isinstance(failure, modal.exception.FunctionTimeoutError)
+        if last is not None and last.outcome == CANCELLED and not timed_out:
             return Result.of(job, found, status=CANCELLED)
         if last is not None and last.outcome == FAILED and last.call == job.call:
             return Result.of(job, found)
         error = {"type": type(failure).__name__, "message": str(failure), "traceback": ""}
-        if last is not None and last.outcome == TIMEOUT:
+        if timed_out:
             error["message"] = (
                 "every attempt reached the time limit; the same command goes on from the last checkpoint, and "
                 "hydra.launcher.timeout gives more time"
@@ -199,10 +202,11 @@ async def call_outcome(call: str, *, wait: bool = True) -> tuple[dict[str, Any] 
 
 
 def table(results: Iterable[Result]) -> str:
-    """All jobs of a sweep, failures first, each failure with its overrides and the end of its traceback."""
+    """All jobs of a sweep, failures first, each failure with all its overrides and its traceback."""
     ordered = sorted(results, key=lambda result: (result.status == COMPLETED, result.job.num))
-    head = ("job", "status", "value", "seconds", "cost", "attempts", "overrides", "folder")
-    lines = columns([head, *map(_cells, ordered)])
+    head = ("job", "status", "value", "seconds", "cost", "attempts", "what varies", "folder")
+    common = set.intersection(*(set(result.job.overrides) for result in ordered)) if len(ordered) > 1 else set()
+    lines = columns([head, *(_cells(result, common) for result in ordered)])
     failed = [result for result in ordered if result.status == FAILED]
     for result in failed:
         assert result.error is not None
@@ -219,7 +223,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _cells(result: Result) -> tuple[str, ...]:
+def _cells(result: Result, common: Collection[str] = ()) -> tuple[str, ...]:
     value = (
         f"{result.value:.4f}" if isinstance(result.value, float) else "" if result.value is None else str(result.value)
     )
@@ -230,6 +234,6 @@ def _cells(result: Result) -> tuple[str, ...]:
         f"{result.seconds:.0f} s",
         f"${result.usd:.3f}",
         str(result.attempts),
-        " ".join(result.job.overrides),
+        " ".join(override for override in result.job.overrides if override not in common),
         result.job.output_dir,
     )

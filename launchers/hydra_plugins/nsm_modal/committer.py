@@ -37,16 +37,11 @@ class Committer:
         every: float,
         patterns: Sequence[str],
     ) -> None:
-        self.start = time.monotonic()
+        self._start = time.monotonic()
         self._volume, self._folder, self._status, self._attempt = volume, folder, status, attempt
         self._rate, self._every, self._patterns = usd_per_second, every, patterns
         self._lock, self._done = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="committer", daemon=True)
-
-    @property
-    def seconds(self) -> float:
-        """Since the attempt began."""
-        return time.monotonic() - self.start
 
     def __enter__(self) -> "Committer":
         self._thread.start()
@@ -59,7 +54,7 @@ class Committer:
     def commit(self) -> None:
         """Write the status and commit the volume; tried again where the service does not answer."""
         with self._lock:
-            self._attempt.seconds = round(self.seconds, 3)
+            self._attempt.seconds = round(time.monotonic() - self._start, 3)
             self._attempt.usd = round(self._attempt.seconds * self._rate, 6)
             self._status.write(self._folder)
             for left in reversed(range(TRIES)):

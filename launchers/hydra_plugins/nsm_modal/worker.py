@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,6 +71,7 @@ def run(spec: dict[str, Any], payload: bytes) -> dict[str, Any]:
     """
     import modal  # here, since Hydra imports this module in every app
 
+    start = time.monotonic()
     folder = Path(spec["mount"], spec["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     status = _read_status(folder, spec)
@@ -100,7 +102,8 @@ def run(spec: dict[str, Any], payload: bytes) -> dict[str, Any]:
             value = _run_task(*unpack(spec["task"], payload), folder=folder)
         except BaseException as raised:
             error = raised
-        attempt.outcome = _outcome(error, bool(interrupted), committer.seconds > 0.9 * spec["timeout"])
+        late = time.monotonic() - start > 0.9 * spec["timeout"] - 1
+        attempt.outcome = _outcome(error, interrupted=bool(interrupted), late=late)
         in_vain = False
         if attempt.outcome == COMPLETED:
             status.complete(value)
@@ -122,7 +125,7 @@ def run(spec: dict[str, Any], payload: bytes) -> dict[str, Any]:
     raise error
 
 
-def _outcome(error: BaseException | None, interrupted: bool, late: bool) -> str:
+def _outcome(error: BaseException | None, *, interrupted: bool, late: bool) -> str:
     """What became of an attempt, by what left the task."""
     if error is None:
         return COMPLETED
