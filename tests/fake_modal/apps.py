@@ -197,6 +197,11 @@ class Apps:
             )
         return pb.AppGetByDeploymentNameResponse(environment_name=ENVIRONMENT)
 
+    @rpc("ObjectSuggest")
+    async def suggest(self, request: pb.ObjectSuggestRequest, caller: Caller) -> pb.ObjectSuggestResponse:
+        """Names like a mistyped one: none."""
+        return pb.ObjectSuggestResponse()
+
     @rpc("TaskList")
     async def list_containers(self, request: pb.TaskListRequest, caller: Caller) -> pb.TaskListResponse:
         return pb.TaskListResponse(

@@ -1,5 +1,7 @@
 """A volume inside a container: a copy that commits and reloads bring together with the committed content."""
 
+import contextlib
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +19,38 @@ def fingerprint(path: Path) -> Fingerprint:
 
 def fingerprints(directory: Path) -> dict[str, Fingerprint]:
     """Those of every file below a directory, by its path relative to it."""
-    files = (path for path in directory.rglob("*") if path.is_symlink() or path.is_file())
-    return {str(path.relative_to(directory)): fingerprint(path) for path in files}
+    found = {}
+    for parent, directories, files in os.walk(directory):
+        links = [name for name in directories if Path(parent, name).is_symlink()]
+        for path in (Path(parent, name) for name in (*files, *links)):
+            with contextlib.suppress(FileNotFoundError):  # the container may remove it meanwhile
+                found[str(path.relative_to(directory))] = fingerprint(path)
+    return found
 
 
 def copy_file(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
-    shutil.copy2(source, target, follow_symlinks=False)
+    with contextlib.suppress(FileNotFoundError):  # as above
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def copy_directories(source: Path, target: Path) -> None:
+    """Make the directories of one tree in another, so that empty ones are not lost."""
+    for parent, names, _ in os.walk(source):
+        for path in (Path(parent, name) for name in names):
+            if not path.is_symlink():
+                (target / path.relative_to(source)).mkdir(parents=True, exist_ok=True)
+
+
+def remove_file(path: Path, other: Path, root: Path) -> None:
+    """Remove a file below ``root``, and those of its directories that are gone from the other tree as well."""
+    path.unlink(missing_ok=True)
+    for parent in path.parents:
+        if parent == root or (other / parent.relative_to(root)).is_dir():
+            return
+        with contextlib.suppress(OSError):  # not empty
+            parent.rmdir()
 
 
 @dataclass
@@ -44,9 +70,6 @@ class Attachment:
     def fill(self) -> None:
         self.committed.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.committed, self.copy, symlinks=True, dirs_exist_ok=True)
-        self._remember()
-
-    def _remember(self) -> None:
         self.copied, self.origin = fingerprints(self.copy), fingerprints(self.committed)
 
     def commit(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -57,9 +80,8 @@ class Attachment:
         for path in changed:
             copy_file(self.copy / path, self.committed / path)
         for path in removed:
-            (self.committed / path).unlink(missing_ok=True)
-        for directory in (path for path in self.copy.rglob("*") if path.is_dir() and not path.is_symlink()):
-            (self.committed / directory.relative_to(self.copy)).mkdir(parents=True, exist_ok=True)
+            remove_file(self.committed / path, self.copy, self.committed)
+        copy_directories(self.copy, self.committed)
         # Others' commits are still unseen here: only what this commit touched becomes known.
         published = fingerprints(self.committed)
         self.copied = now
@@ -80,6 +102,7 @@ class Attachment:
                 self.copied[path] = fingerprint(self.copy / path)
         for path in self.origin.keys() - published.keys():
             if path in untouched:
-                (self.copy / path).unlink(missing_ok=True)
+                remove_file(self.copy / path, self.committed, self.copy)
                 self.copied.pop(path, None)
+        copy_directories(self.committed, self.copy)
         self.origin = published

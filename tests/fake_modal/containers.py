@@ -138,6 +138,7 @@ class Containers:
             "MODAL_CONTAINER_ARGUMENTS_PATH": ARGUMENTS,
             "MODAL_OVERRIDE_HEADERS": f"{CONTAINER_HEADER}:{container.container_id}",
         }
+        variables.update(self._state.settings.container_environment)
         variables.update(environment(layers(self._state, function.image_id)))
         for secret_id in function.secret_ids:
             variables.update(self._state.secrets[secret_id].environment)
@@ -177,8 +178,11 @@ class Containers:
         return pb.Object(object_id=object_id)
 
     async def _commit_at_intervals(self, container: ContainerRecord) -> None:
-        while interval := self._state.settings.background_commit_interval:
-            await asyncio.sleep(interval)
+        while True:
+            interval = self._state.settings.background_commit_interval
+            await asyncio.sleep(interval or 0.1)
+            if interval is None:
+                continue
             for attachment in self._volumes.attached(container):
                 if attachment.background_commits:
                     await self._volumes.commit(container, attachment.volume.volume_id, background=True)

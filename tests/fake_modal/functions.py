@@ -10,9 +10,9 @@ from tests.fake_modal.records import ContainerState, FunctionRecord, RetryPolicy
 from tests.fake_modal.rpc import Caller, rpc
 from tests.fake_modal.state import State
 
-GPU_TYPES = frozenset(
-    ("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000")
-    + ("H100", "H100!", "H200", "B200", "B200+", "B300", "ANY")
+GPU_TYPES = (
+    *("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000"),
+    *("H100", "H100!", "H200", "B200", "B200+", "B300", "ANY"),
 )
 """Those of modal.com/docs/guide/gpu. The client does not check them, so whoever errs learns it from the server."""
 

@@ -7,10 +7,33 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 OUTPUT_GRACE = 2.0
 """Seconds that output may still come after the exit, from processes that left the group."""
+
+
+def processes_in_session(leader: int) -> list[int]:
+    """The ids of all processes in the session that a process leads."""
+    found = []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == leader:
+                found.append(pid)
+    return found
+
+
+def uses(pid: int, directory: Path) -> bool:
+    """Whether a process has a file of a directory open, or works inside it."""
+    links = [Path(f"/proc/{pid}/cwd")]
+    with contextlib.suppress(OSError):
+        links += Path(f"/proc/{pid}/fd").iterdir()
+    for link in links:
+        with contextlib.suppress(OSError):
+            if link.readlink().is_relative_to(directory):
+                return True
+    return False
 
 
 class Process:

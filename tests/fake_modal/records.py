@@ -195,6 +195,8 @@ class ContainerRecord:
     input_ids: list[str] = field(default_factory=list)
     """Every input it was given, in order."""
     preempted: bool = False
+    draining: bool = False
+    """It will get no input after the one it has."""
     enqueued_at: float = field(default_factory=time.time)
     finished_at: float = 0.0
     pid: int = 0

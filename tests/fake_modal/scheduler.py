@@ -116,12 +116,11 @@ class Scheduler:
         """Ask the container, through its heartbeat, to raise InputCancellation; kill it if that is of no use."""
         self._cancellations[container.container_id].append(record.input_id)
         self._state.changes.notify()
-        asyncio.get_running_loop().call_later(
-            self._state.settings.cancellation_grace, self._kill_if_still_working, record, container
-        )
+        grace, deliveries = self._state.settings.cancellation_grace, len(record.container_ids)
+        asyncio.get_running_loop().call_later(grace, self._kill_if_still_working, record, container, deliveries)
 
-    def _kill_if_still_working(self, record: InputRecord, container: ContainerRecord) -> None:
-        if self._working.get(container.container_id) is record:
+    def _kill_if_still_working(self, record: InputRecord, container: ContainerRecord, deliveries: int) -> None:
+        if self._working.get(container.container_id) is record and len(record.container_ids) == deliveries:
             self._containers.kill(container)
 
     def take_cancellations(self, container: ContainerRecord) -> list[str]:
@@ -135,12 +134,13 @@ class Scheduler:
             return  # a repeated or outdated report
         self._release(container)
         if container.state is ContainerState.BUSY:
-            single_use = self._state.functions[container.function_id].single_use_containers
-            container.state = ContainerState.EXITING if single_use else ContainerState.IDLE
+            leaves = container.draining or self._state.functions[container.function_id].single_use_containers
+            container.state = ContainerState.EXITING if leaves else ContainerState.IDLE
         self._settle(record, item.result, item.data_format, item.output_created_at)
         self._state.changes.notify()
 
     def _release(self, container: ContainerRecord) -> InputRecord | None:
+        self._cancellations.pop(container.container_id, None)
         record = self._working.pop(container.container_id, None)
         if record is not None and record.input_id in self._timers:
             self._timers.pop(record.input_id).cancel()
@@ -178,6 +178,8 @@ class Scheduler:
 
     def retry(self, record: InputRecord, *, delay: float = 0.0, retry_count: int = 0) -> None:
         """Begin the next attempt after a delay (s)."""
+        if record.cancelled:
+            return
         record.retry_count = retry_count or record.retry_count + 1
         record.losses, record.timed_out, record.output = 0, False, None
         asyncio.get_running_loop().call_later(delay, self._begin_retry, record)
@@ -225,18 +227,21 @@ class Scheduler:
 
     def preempt(self, container: ContainerRecord, grace: float) -> None:
         container.preempted = True
+        self._drain(container)
+        self._containers.interrupt(container, grace)
+
+    def _drain(self, container: ContainerRecord) -> None:
+        container.draining = True
         if container.state is ContainerState.IDLE:
             container.state = ContainerState.EXITING
-        self._containers.interrupt(container, grace)
         self._state.changes.notify()
 
     def stop_container(self, container: ContainerRecord, *, graceful: bool) -> None:
         """``modal container stop``: its input is delivered again elsewhere; gracefully, it is finished first."""
-        if container.state is ContainerState.IDLE:
-            container.state = ContainerState.EXITING
-        elif not graceful:
+        if graceful or container.state is ContainerState.IDLE:
+            self._drain(container)
+        else:
             self.preempt(container, EXIT_GRACE)
-        self._state.changes.notify()
 
     def stop_app(self, app_id: str) -> None:
         """Kill busy containers at once, the harshest reading of what Modal says; idle ones may still commit."""
@@ -251,11 +256,10 @@ class Scheduler:
                 self._containers.kill_after(container, EXIT_GRACE)
 
     def _container_exited(self, container: ContainerRecord) -> None:
-        self._cancellations.pop(container.container_id, None)
         record = self._release(container)
         if record is not None:
             self._container_lost(record, container)
-        elif not container.input_ids and container.exit_code != 0:
+        elif not container.input_ids and container.exit_code != 0 and not container.draining:
             message = f"Container exited with code {container.exit_code} before it took an input"
             self._count_failed_start(container, Result(status=Result.GENERIC_STATUS_INIT_FAILURE, exception=message))
         if not self._state.apps[container.app_id].stopped:
@@ -263,7 +267,7 @@ class Scheduler:
 
     def _container_lost(self, record: InputRecord, container: ContainerRecord) -> None:
         """The container died with the input: the same attempt is delivered again, up to a limit."""
-        record.losses += 1
+        record.losses += not container.preempted
         if record.cancelled or record.timed_out:
             self._settle(record, Result())
         elif record.losses >= self._state.settings.loss_limit:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,21 @@ from tests.fake_modal.faults import Faults
 from tests.fake_modal.functions import Functions
 from tests.fake_modal.http import Transfers
 from tests.fake_modal.logs import Logs
-from tests.fake_modal.records import ContainerRecord, ContainerState, FunctionRecord, SecretRecord, VolumeRecord
+from tests.fake_modal.records import (
+    AppRecord,
+    CallRecord,
+    CommitRecord,
+    ContainerRecord,
+    ContainerState,
+    FunctionRecord,
+    ImageRecord,
+    InputRecord,
+    LogRecord,
+    MountRecord,
+    SecretRecord,
+    TunnelRecord,
+    VolumeRecord,
+)
 from tests.fake_modal.rpc import TOKEN_ID, TOKEN_SECRET, Dispatcher
 from tests.fake_modal.scheduler import Scheduler
 from tests.fake_modal.settings import Settings
@@ -39,7 +54,7 @@ class FakeModal:
     """A Modal control plane on loopback, with containers that are processes of this machine.
 
     Use it as a context manager. Its records (``apps``, ``functions``, ``images``, ``calls``, ``containers``,
-    ``commits``, …) can be read at any time.
+    ``commits``, …) can be read at any time, also after its end.
 
     Args:
         settings: How it behaves; a test may change them while it runs.
@@ -57,23 +72,6 @@ class FakeModal:
         self._assets = Assets(state)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-
-        self.apps = state.apps
-        self.functions = state.functions
-        self.calls = state.calls
-        self.inputs = state.inputs
-        self.containers = state.containers
-        self.images = state.images
-        self.mounts = state.mounts
-        self.secrets = state.secrets
-        self.volumes = state.volumes
-        self.commits = state.commits
-        self.logs = state.logs
-        self.tunnels = state.tunnels
-        self.rpc_counts = state.rpc_counts
-        self.unimplemented = state.unimplemented
-        self.errors = state.errors
-        """Mistakes of the stand-in itself, as tracebacks; a test asserts that there are none."""
 
     # Life
 
@@ -128,7 +126,9 @@ class FakeModal:
             Logs(self._state),
         ]
         server = grpclib.server.Server([Dispatcher(self._state, services)], status_details_codec=custom_detail_codec)
-        listener = socket.create_server(("127.0.0.1", 0))
+        # asyncio sets TCP_NODELAY only where it sees the protocol; without it every call takes 40 ms.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
         await server.start(sock=listener)
         self._state.grpc_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         watching = asyncio.create_task(self._apps.watch_clients())
@@ -175,6 +175,71 @@ class FakeModal:
             finally:
                 reset_client()
 
+    # Records: copies, since the server goes on
+
+    @property
+    def apps(self) -> dict[str, AppRecord]:
+        return self._state.apps.copy()
+
+    @property
+    def functions(self) -> dict[str, FunctionRecord]:
+        return self._state.functions.copy()
+
+    @property
+    def images(self) -> dict[str, ImageRecord]:
+        """Layers; see `image_commands`."""
+        return self._state.images.copy()
+
+    @property
+    def mounts(self) -> dict[str, MountRecord]:
+        return self._state.mounts.copy()
+
+    @property
+    def secrets(self) -> dict[str, SecretRecord]:
+        return self._state.secrets.copy()
+
+    @property
+    def volumes(self) -> dict[str, VolumeRecord]:
+        return self._state.volumes.copy()
+
+    @property
+    def calls(self) -> dict[str, CallRecord]:
+        return self._state.calls.copy()
+
+    @property
+    def inputs(self) -> dict[str, InputRecord]:
+        return self._state.inputs.copy()
+
+    @property
+    def containers(self) -> dict[str, ContainerRecord]:
+        return self._state.containers.copy()
+
+    @property
+    def commits(self) -> list[CommitRecord]:
+        return self._state.commits.copy()
+
+    @property
+    def logs(self) -> list[LogRecord]:
+        return self._state.logs.copy()
+
+    @property
+    def tunnels(self) -> list[TunnelRecord]:
+        return self._state.tunnels.copy()
+
+    @property
+    def rpc_counts(self) -> Counter[str]:
+        return self._state.rpc_counts.copy()
+
+    @property
+    def unimplemented(self) -> Counter[str]:
+        """RPCs that the stand-in does not know; a test asserts that there are none."""
+        return self._state.unimplemented.copy()
+
+    @property
+    def errors(self) -> list[str]:
+        """Mistakes of the stand-in itself, as tracebacks; a test asserts that there are none."""
+        return self._state.errors.copy()
+
     # Look-ups
 
     def function(self, name: str) -> FunctionRecord:
@@ -193,13 +258,13 @@ class FakeModal:
 
     def busy_containers(self) -> list[ContainerRecord]:
         """Those that work on an input now."""
-        return [c for c in list(self.containers.values()) if c.state is ContainerState.BUSY]
+        return [c for c in self.containers.values() if c.state is ContainerState.BUSY]
 
     def log_text(self, *, container_id: str = "", call_id: str = "") -> str:
         """What containers wrote, of one container or call if said so."""
         return "".join(
             record.text
-            for record in list(self.logs)
+            for record in self.logs
             if container_id in ("", record.container_id) and call_id in ("", record.call_id)
         )
 

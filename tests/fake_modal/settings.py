@@ -1,6 +1,6 @@
 """What a test may turn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
@@ -15,13 +15,15 @@ class Settings:
     cancellation_grace: float = 10.0
     """From a cancellation or timeout until a container that ignores it is killed."""
     loss_limit: int = 8
-    """Containers that may die with one attempt before the input fails. 8 is MAX_INTERNAL_FAILURE_COUNT of
-    modal._functions, which limits the same thing for calls through the input plane."""
+    """Containers that may die with one attempt before the input fails; preempted ones do not count. 8 is
+    MAX_INTERNAL_FAILURE_COUNT of modal._functions, which limits the same thing for calls through the input plane."""
     failed_start_limit: int = 3
     """Containers in a row that may die before they ask for input, until the function's waiting inputs fail. That there
     is a limit follows from a comment in modal._utils.function_utils._process_result; its value is not public."""
     containers_per_function: int = 2
     """Upper bound next to ``max_containers``, for the sake of the machine."""
+    container_environment: dict[str, str] = field(default_factory=dict)
+    """Variables of every container, for the sake of the machine, such as OMP_NUM_THREADS."""
     idle_seconds: float = 1.0
     """Upper bound on ``scaledown_window``."""
     client_timeout: float = 60.0

@@ -77,4 +77,5 @@ class State:
     )
 
     def new_id(self, prefix: str) -> str:
-        return f"{prefix}-{next(self._counters[prefix])}"
+        """Ids have Modal's form, by which its commands tell an app's id from a name (modal._utils.name_utils)."""
+        return f"{prefix}-{next(self._counters[prefix]):022d}"

@@ -13,6 +13,7 @@ from modal_proto import api_pb2 as pb
 
 from tests.fake_modal.attachments import Attachment
 from tests.fake_modal.http import inside
+from tests.fake_modal.process import processes_in_session, uses
 from tests.fake_modal.records import CommitRecord, ContainerRecord, VolumeRecord
 from tests.fake_modal.rpc import Caller, rpc
 from tests.fake_modal.state import State
@@ -140,13 +141,23 @@ class Volumes:
 
     @rpc("VolumeCommit")
     async def commit_from_container(self, request: pb.VolumeCommitRequest, caller: Caller) -> pb.VolumeCommitResponse:
-        await self.commit(caller.in_container(), request.volume_id, background=False)
-        return pb.VolumeCommitResponse()
+        """The client reloads after a commit unless told otherwise, and commits succeed while files are open."""
+        container = caller.in_container()
+        await self.commit(container, request.volume_id, background=False)
+        return pb.VolumeCommitResponse(skip_reload=self._in_use(container, request.volume_id))
 
     @rpc("VolumeReload")
     async def reload(self, request: pb.VolumeReloadRequest, caller: Caller) -> Empty:
-        self._attachment(caller.in_container(), request.volume_id).reload()
+        container = caller.in_container()
+        if self._in_use(container, request.volume_id):
+            # The words by which modal.volume recognises it.
+            raise GRPCError(Status.FAILED_PRECONDITION, "there are open files preventing the operation")
+        self._attachment(container, request.volume_id).reload()
         return Empty()
+
+    def _in_use(self, container: ContainerRecord, volume_id: str) -> bool:
+        directory = self._attachment(container, volume_id).copy
+        return any(uses(pid, directory) for pid in processes_in_session(container.pid))
 
     @rpc("VolumeListFiles", "VolumeListFiles2")
     async def list_files(
