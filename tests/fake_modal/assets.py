@@ -5,7 +5,7 @@ import shlex
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2 as pb
 
-from tests.fake_modal.apps import IMAGE_BUILDER_VERSION
+from tests.fake_modal.apps import ENVIRONMENT, IMAGE_BUILDER_VERSION
 from tests.fake_modal.functions import image_gpus
 from tests.fake_modal.records import ImageRecord, MountRecord, SecretRecord
 from tests.fake_modal.rpc import Caller, rpc
@@ -120,6 +120,27 @@ class Assets:
             raise GRPCError(Status.NOT_FOUND, f"Secret '{name}' is missing key(s): {', '.join(missing)}")
         metadata = pb.SecretMetadata(name=secret.name, keys=secret.environment)
         return pb.SecretGetOrCreateResponse(secret_id=secret.secret_id, metadata=metadata)
+
+    @rpc("SecretList")
+    async def list_secrets(self, request: pb.SecretListRequest, caller: Caller) -> pb.SecretListResponse:
+        """In pages before a time, like volumes."""
+        page = request.pagination
+        named = [secret for secret in self._state.secrets.values() if secret.name]
+        named.sort(key=lambda secret: secret.created_at, reverse=True)
+        wanted = [s for s in named if not page.created_before or s.created_at < page.created_before]
+        return pb.SecretListResponse(
+            items=[
+                pb.SecretListItem(
+                    label=secret.name,
+                    secret_id=secret.secret_id,
+                    created_at=secret.created_at,
+                    environment_name=ENVIRONMENT,
+                    metadata=pb.SecretMetadata(name=secret.name, keys=secret.environment),
+                )
+                for secret in wanted[: page.max_objects or None]
+            ],
+            environment_name=ENVIRONMENT,
+        )
 
     @rpc("BlobCreate")
     async def create_blob(self, request: pb.BlobCreateRequest, caller: Caller) -> pb.BlobCreateResponse:

@@ -92,6 +92,9 @@ class Containers:
             committing = asyncio.create_task(self._commit_at_intervals(container))
             exit_code = await process.wait()
             committing.cancel()
+            (outcome,) = await asyncio.gather(committing, return_exceptions=True)
+            if not isinstance(outcome, asyncio.CancelledError):
+                self._state.errors.append(f"background commit of {container.container_id}: {outcome!r}")
         except (OSError, ValueError, GRPCError) as error:
             self._state.errors.append(f"start of {container.container_id}: {error!r}")
         finally:

@@ -4,7 +4,8 @@ Inside a mount namespace of its own a container is chrooted into a directory tha
 (mounted files, volumes, an empty /root and /tmp). Only system directories and the running Python environment are bound
 into it, so neither the checkout nor the client's files are there: an editable install leads to a path that does not
 exist in the container. System directories and site-packages are the machine's own, writable where the user may write.
-Processes, network and users are not isolated.
+Processes, network and users are not isolated. A container dies with the server, but what it started itself survives if
+the server is killed by SIGKILL.
 """
 
 import functools

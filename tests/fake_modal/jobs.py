@@ -44,6 +44,16 @@ def look(paths: list[str], modules: list[str]) -> dict[str, object]:
     }
 
 
+def list_and_write(directory: str) -> list[str]:
+    """The names in a directory, and what writing there raises."""
+    names = sorted(os.listdir(directory))
+    try:
+        Path(directory, "new").write_text("")
+    except OSError as error:
+        names.append(type(error).__name__ + f" {error.errno}")
+    return names
+
+
 def count_attempt(name: str = "attempts") -> int:
     """The number of this attempt, committed."""
     file = CHECKPOINTS / name
@@ -71,7 +81,9 @@ def train(steps: int, pause: float) -> list[int]:
         for step in range(done, steps):
             mine.append(step)
             print(f"step {step}", flush=True)
-            file.write_text(str(step + 1))
+            # In one step, so that neither an interrupt nor a commit meets half a file.
+            (CHECKPOINTS / "next").write_text(str(step + 1))
+            (CHECKPOINTS / "next").replace(file)
             time.sleep(pause)
     except KeyboardInterrupt:
         commit()

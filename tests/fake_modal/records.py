@@ -24,6 +24,7 @@ class AppRecord:
     last_heartbeat: float = field(default_factory=time.time)
     disconnect_reason: str = ""
     function_ids: dict[str, str] = field(default_factory=dict)
+    """By name, as of the last publication."""
 
     @property
     def stopped(self) -> bool:
@@ -111,7 +112,8 @@ class VolumeRecord:
     name: str
     version: int
     directory: Path
-    """The committed content."""
+    """The committed content; gone when deleted."""
+    deleted: bool = False
     created_at: float = field(default_factory=time.time)
 
 

@@ -63,8 +63,7 @@ class FakeModal:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings if settings is not None else Settings()
         self.faults = Faults()
-        directory = Path(tempfile.mkdtemp(prefix="fake-modal-")).resolve()
-        self._state = state = State(directory, self.settings, self.faults)
+        self._state = state = State(self.settings, self.faults)
         self._volumes = Volumes(state)
         self._containers = Containers(state, self._volumes)
         self._scheduler = Scheduler(state, self._containers)
@@ -85,6 +84,7 @@ class FakeModal:
         self.stop()
 
     def start(self) -> None:
+        self._state.directory = Path(tempfile.mkdtemp(prefix="fake-modal-")).resolve()
         started = threading.Event()
         failures: list[BaseException] = []
 

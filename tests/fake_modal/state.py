@@ -45,9 +45,10 @@ class Changes:
 class State:
     """Everything the stand-in knows. Belongs to the thread of the server's event loop; others only read."""
 
-    directory: Path
     settings: Settings
     faults: Faults
+    directory: Path = Path()
+    """Of volumes and containers; the server makes it as it starts."""
     changes: Changes = field(default_factory=Changes)
     grpc_url: str = ""
     http_url: str = ""

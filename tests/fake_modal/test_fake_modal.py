@@ -1,5 +1,6 @@
 """The stand-in does what the launcher's tests count on, seen through the real client and real containers."""
 
+import errno
 import io
 import os
 import signal
@@ -158,7 +159,7 @@ class TestVolumes:
             modal.Volume.from_name("files").hydrate()
 
     def test_container_commits_at_its_exit(self, server: FakeModal, running: Callable[..., Any]) -> None:
-        server.settings.commit_delay = 0.5
+        server.settings.commit_delay = 2.0
         running(jobs.write).remote("name", "text")
         assert not server.commits  # the result does not wait for the commit
         wait_for(lambda: server.commits)
@@ -190,6 +191,15 @@ class TestVolumes:
         with volume.batch_upload() as batch:
             batch.put_file(io.BytesIO(b"7"), "/step")
         assert running(jobs.train).remote(9, 0.0) == [7, 8]
+
+    def test_mount_options(self, server: FakeModal, running: Callable[..., Any]) -> None:
+        volume = modal.Volume.from_name("inputs", create_if_missing=True)
+        with volume.batch_upload() as batch:
+            batch.put_file(io.BytesIO(b""), "/mine/a")
+            batch.put_file(io.BytesIO(b""), "/theirs/b")
+        mount = volume.with_mount_options(read_only=True, sub_path="/mine")
+        names = running(jobs.list_and_write, volumes={"/inputs": mount}).remote("/inputs")
+        assert names == ["a", f"OSError {errno.EROFS}"]
 
     def test_refuses_to_reload_while_files_are_open(self, server: FakeModal, running: Callable[..., Any]) -> None:
         said = running(jobs.reload_with_open_file).remote()
@@ -321,13 +331,15 @@ class TestApps:
         assert first(server.apps).state == "DETACHED_DISCONNECTED"
         assert len(modal.FunctionCall.from_id(call_id).get()) == 20
 
-    def test_app_whose_client_vanishes_is_stopped(self, server: FakeModal) -> None:
-        server.settings.client_timeout = 1.0
+    def test_app_of_a_vanished_client_is_stopped(self, server: FakeModal) -> None:
+        server.settings.client_timeout = 0.5
         app = modal.App("sums")
-        define(app, jobs.double)
+        train = define(app, jobs.train)["train"]
         with app.run():  # beats every 15 s
+            train.spawn(1000, 0.05)
             wait_for(lambda: first(server.apps).stopped)
-        assert first(server.apps).disconnect_reason == "ENTRYPOINT_COMPLETED"
+            assert first(server.apps).disconnect_reason == "heartbeat timeout"
+            wait_for(lambda: not any(c.alive for c in server.containers.values()))
 
     def test_deployed_app(self, server: FakeModal) -> None:
         app = modal.App("sums")
@@ -405,6 +417,7 @@ def modal_command(server: FakeModal, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_logs_of_calls_and_commands(server: FakeModal) -> None:
     app = modal.App("sums")
     train = define(app, jobs.train)["train"]

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2 as pb
 
+from tests.fake_modal.apps import ENVIRONMENT
 from tests.fake_modal.attachments import Attachment
 from tests.fake_modal.http import inside
 from tests.fake_modal.process import processes_in_session, uses
@@ -67,7 +68,8 @@ class Volumes:
         self._state.changes.notify()
 
     def find_by_name(self, name: str) -> VolumeRecord | None:
-        return next((volume for volume in self._state.volumes.values() if name and volume.name == name), None)
+        named = (volume for volume in self._state.volumes.values() if name and volume.name == name)
+        return next((volume for volume in named if not volume.deleted), None)
 
     def _attachment(self, container: ContainerRecord, volume_id: str) -> Attachment:
         try:
@@ -78,7 +80,7 @@ class Volumes:
             ) from None
 
     def _find(self, volume_id: str) -> VolumeRecord:
-        if volume_id not in self._state.volumes:
+        if volume_id not in self._state.volumes or self._state.volumes[volume_id].deleted:
             raise GRPCError(Status.NOT_FOUND, f"Volume {volume_id} not found")
         return self._state.volumes[volume_id]
 
@@ -121,17 +123,20 @@ class Volumes:
     async def list_volumes(self, request: pb.VolumeListRequest, caller: Caller) -> pb.VolumeListResponse:
         """Newest first, in pages before a time, as modal.volume._VolumeManager.list asks for them."""
         page = request.pagination
-        volumes = sorted(self._state.volumes.values(), key=lambda volume: volume.created_at, reverse=True)
-        wanted = [v for v in volumes if v.name and (not page.created_before or v.created_at < page.created_before)]
+        volumes = [volume for volume in self._state.volumes.values() if volume.name and not volume.deleted]
+        volumes.sort(key=lambda volume: volume.created_at, reverse=True)
+        wanted = [v for v in volumes if (not page.created_before or v.created_at < page.created_before)]
         items = [
             pb.VolumeListItem(label=v.name, volume_id=v.volume_id, created_at=v.created_at, metadata=self._metadata(v))
             for v in wanted[: page.max_objects or None]
         ]
-        return pb.VolumeListResponse(items=items, environment_name="main")
+        return pb.VolumeListResponse(items=items, environment_name=ENVIRONMENT)
 
     @rpc("VolumeDelete")
     async def delete(self, request: pb.VolumeDeleteRequest, caller: Caller) -> Empty:
-        shutil.rmtree(self._state.volumes.pop(self._find(request.volume_id).volume_id).directory)
+        volume = self._find(request.volume_id)
+        volume.deleted = True
+        shutil.rmtree(volume.directory)
         return Empty()
 
     @rpc("VolumeRename")

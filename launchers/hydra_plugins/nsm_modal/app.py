@@ -103,20 +103,17 @@ def packages_to_ship(config: ImageConfig, task: TaskName | None) -> list[str]:
 
 
 def sources(config: ImageConfig, task: TaskName | None) -> list[Path]:
-    """Where the code of the jobs lies here: folders of packages, files of modules.
+    """Where the code of the jobs lies here: folders of packages, files of modules, all files beside a script.
 
     Raises:
         LauncherError: if a package that was asked for is not found.
     """
-    found = [Path(task.script)] if task is not None and task.script is not None else []
+    found = sorted(Path(task.script).parent.glob("*.py")) if task is not None and task.script is not None else []
     for package in packages_to_ship(config, task):
-        spec = importlib.util.find_spec(package)
-        known = spec is not None and spec.origin is not None
-        check(known, "image.local_packages", package, "no package of that name is found here")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        check(spec is not None, "image.local_packages", package, "no top-level package of that name is found here")
         assert spec is not None
-        assert spec.origin is not None
-        path = Path(spec.origin)
-        found.append(path.parent if path.name == "__init__.py" else path)
+        found += [Path(folder) for folder in spec.submodule_search_locations or [str(spec.origin)]]
     return found
 
 

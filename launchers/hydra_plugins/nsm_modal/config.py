@@ -3,6 +3,7 @@
 Prices are third-party figures of 2026-11 for modal.com, in US dollars; every sum made of them is an estimate.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -169,8 +170,9 @@ class ModalLauncherConfig:
     """What makes this app run on this machine instead, for the message to whoever has no credentials."""
 
     def __post_init__(self) -> None:
-        plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", self.app_name) is not None
-        check(plain, "app_name", self.app_name, "1 to 32 letters, digits, dots, dashes and underscores")
+        # An app's name has 63 characters at most, and a sweep's name, which may follow this one, 32 and a dash.
+        plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,29}", self.app_name) is not None
+        check(plain, "app_name", self.app_name, "1 to 30 letters, digits, dots, dashes and underscores")
         gpus = self.gpus
         names = [gpu for gpu in gpus if isinstance(gpu, str) and re.fullmatch(r"[A-Za-z0-9-]+(:[1-8])?", gpu)]
         named = gpus == [None] or (gpus == names and len(names) > 0)
@@ -185,15 +187,17 @@ class ModalLauncherConfig:
         check(
             kept, "min_containers", self.min_containers, "only an app that is kept has warm containers: keep_app=true"
         )
+        named = re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", self.volume) is not None
+        check(named, "volume", self.volume, "1 to 63 letters, digits, dots, dashes and underscores")
         check(self.volume_version in (None, 1, 2), "volume_version", self.volume_version, "1, 2 or null")
-        forbidden = ("/", "/root", "/tmp")
-        absolute = self.mount.startswith("/") and self.mount.rstrip("/") not in forbidden and ".." not in self.mount
-        check(
-            absolute, "mount", self.mount, "an absolute path other than /, /root and /tmp, where Modal has no volumes"
-        )
+        absolute = re.fullmatch(r"(/[^/]+)+/?", self.mount) is not None and not {".", ".."} & {*self.mount.split("/")}
+        usable = absolute and self.mount.rstrip("/") not in ("/root", "/tmp")
+        check(usable, "mount", self.mount, "an absolute path other than /, /root and /tmp, where Modal has no volumes")
         check(self.commit_seconds > 0, "commit_seconds", self.commit_seconds, "above 0")
         check(self.sync in SYNCS, "sync", self.sync, f"one of {', '.join(SYNCS)}")
         check(not (self.sweep and not self.resume), "sweep", self.sweep, "it is continued, so not with resume=false")
+        for variable in self.env_passthrough:
+            check(variable in os.environ, "env_passthrough", variable, "no environment variable of that name is set")
         seconds = self.expected_seconds
         known = seconds is None or (isinstance(seconds, int | float) and seconds > 0) or ":" in str(seconds)
         check(known, "expected_seconds", seconds, "a number of seconds, package.module:function, or null")

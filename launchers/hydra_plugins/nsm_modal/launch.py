@@ -62,6 +62,7 @@ class Launch:
         leave = files_to_leave(settings.sync, settings.commit_on)
         self.collector = Collector(self.volume, self.sweep, leave=leave, fail_fast=settings.fail_fast)
         self.to_submit = list(jobs)
+        self._to_replace: list[str] = []
 
     @property
     def continue_command(self) -> str:
@@ -77,7 +78,9 @@ class Launch:
         """
         earlier = await self._earlier() if self.settings.resume else None
         if earlier is not None:
-            self.sweep.name, self.sweep.app = earlier.name, earlier.app
+            self.sweep.name = earlier.name
+            if not (earlier.keep_app or self.settings.keep_app):
+                self.sweep.app = earlier.app
             by_hash = {job.config_hash: job for job in earlier.jobs}
             for job in self.jobs:
                 if job.config_hash not in by_hash:
@@ -139,9 +142,10 @@ class Launch:
         if not self.to_submit:
             return
         start = time.monotonic()
-        await self.volume.write(self.sweep.path, self.sweep.to_json())
         function = await self._function()
         deployed = time.monotonic()
+        await asyncio.gather(*map(self.volume.remove, self._to_replace))
+        await self.volume.write(self.sweep.path, self.sweep.to_json())
         slots = asyncio.Semaphore(SUBMISSIONS)
         commit = git_commit(self.sources[0]) if self.sources else None
         env = {} if commit is None else {COMMIT_VARIABLE: commit}
@@ -207,7 +211,7 @@ class Launch:
                 "or hydra.launcher.resume=false, which replaces it"
             )
         if not self.settings.resume and await self.volume.files(record.folder):
-            await self.volume.remove(record.folder)
+            self._to_replace.append(record.folder)
         return True
 
     async def _function(self) -> Any:
@@ -231,11 +235,18 @@ class Launch:
 
     def _digest(self) -> str:
         """Of everything that decides how a deployed app behaves."""
+        import modal
+
         digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
         files = [path for source in self.sources for path in source_files(source)]
         for key in ("constraints", "pyproject"):
             if (name := getattr(self.settings.image, key)) is not None:
                 files.append(modal_app.find(name, f"image.{key}", self.task_name))
+        for here in self.settings.image.local_dirs:
+            folder = modal_app.find(here, f"image.local_dirs.{here}", self.task_name)
+            ignored = modal.FilePatternMatcher(*modal_app.NO_CODE)
+            inside = sorted(path for path in folder.rglob("*") if path.is_file())
+            files += [path for path in inside if not ignored(path.relative_to(folder))]
         for path in [*files, *source_files(Path(__file__).parent)]:
             digest.update(path.read_bytes())
         variables = {variable: os.environ[variable] for variable in self.settings.env_passthrough}

@@ -44,7 +44,6 @@ class ModalLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         expected = self.settings.expected_seconds
         jobs = compose_jobs(self.context, self.config, job_overrides, initial_job_idx, expected)
-        launch = Launch(self.settings, jobs, self.task)
         reachable = has_credentials()
         if not (reachable or self.settings.dry_run):
             here = f", or run on this machine with {self.settings.run_here}" if self.settings.run_here else ""
@@ -53,7 +52,7 @@ class ModalLauncher(Launcher):
                 + here
             )
         try:
-            return self._run(launch, reachable)
+            return self._run(Launch(self.settings, jobs, self.task), reachable)
         except modal.exception.Error as error:
             raise LauncherError(f"Modal says: {error}") from error
 
