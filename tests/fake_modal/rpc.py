@@ -14,6 +14,7 @@ from grpclib import GRPCError, Status
 from grpclib.const import Cardinality, Handler
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
+from h2.exceptions import StreamClosedError
 from modal_proto import api_pb2 as pb
 
 from tests.fake_modal.records import ContainerRecord
@@ -100,7 +101,7 @@ class Dispatcher:
                     await stream.send_message(response)
             else:
                 await stream.send_message(await result)
-        except (GRPCError, StreamTerminatedError, ConnectionError, asyncio.CancelledError):
+        except (GRPCError, StreamTerminatedError, StreamClosedError, ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             self._state.errors.append(f"{name}: {''.join(traceback.format_exception(error))}")
