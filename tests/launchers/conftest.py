@@ -6,19 +6,32 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.types import TaskFunction
 
 from tests.fake_modal import FakeModal, Settings, why_not
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Multirun = Callable[..., Sequence[JobReturn]]
+Plugins.instance()  # here, since Hydra imports all plugins again for every test that finds no such instance
+
+
+@contextmanager
+def refused(match: str) -> Iterator["pytest.ExceptionInfo[HydraException]"]:
+    """A ``LauncherError`` is raised; Hydra runs a plugin's modules twice, so more than one class has that name."""
+    with pytest.raises(HydraException, match=match) as error:
+        yield error
+    assert error.typename == "LauncherError"
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +61,7 @@ def run(server: FakeModal, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def multirun(
-    hydra_restore_singletons: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Multirun]:
+def multirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Multirun]:
     """Launch jobs from this process, in ``tmp_path``: ``multirun(task, "hydra.launcher.gpu=null", "+x=1,2")``."""
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
@@ -76,6 +87,7 @@ def multirun(
 
     yield launch
     root.handlers, root.level = handlers, level
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
@@ -109,6 +121,10 @@ def sell(config):
 
 def expected_seconds(config):
     return 100.0 * config.x
+
+
+def name_of(config):
+    return str(config.x)
 
 
 def add_tool(image):
