@@ -214,7 +214,9 @@ def table(results: Iterable[Result]) -> str:
         lines += [result.error["traceback"].rstrip() or f"{result.error['type']}: {result.error['message']}"]
     total = sum(result.usd for result in ordered if not result.skipped)
     done = sum(result.status == COMPLETED for result in ordered)
-    return "\n".join([*lines, "", f"{done} of {len(ordered)} jobs completed, about ${total:.2f} in this launch's jobs"])
+    return "\n".join(
+        [*lines, "", f"{done} of {len(ordered)} jobs completed, about ${total:.2f} for all attempts of these jobs"]
+    )
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
