@@ -171,3 +171,7 @@ async def _read(volume: VolumeClient, name: str) -> SweepRecord:
     if record is None:
         raise LauncherError(f"the record of the sweep {name} on the volume {volume.name} is damaged")
     return record
+
+
+if __name__ == "__main__":
+    main()
