@@ -8,12 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra_plugins.nsm_modal.launcher import has_credentials
 from omegaconf import DictConfig
 
 from nsm.train import CONF
 from tests import toy
 
 TEST_CONF = Path(toy.__file__).parent / "conf"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--live", action="store_true", help="also run what needs an account on Modal, and costs money")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--live") and has_credentials():
+        return
+    lacking = "Modal's credentials (modal setup)" if config.getoption("--live") else "--live, and an account on Modal"
+    for item in items:
+        if "live" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=f"needs {lacking}"))
 
 
 @pytest.fixture

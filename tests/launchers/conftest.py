@@ -34,16 +34,30 @@ def refused(match: str) -> Iterator["pytest.ExceptionInfo[HydraException]"]:
     assert error.typename == "LauncherError"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeModal]:
-    """A stand-in for the clients of this process, shared by a module's tests; it must have known every request."""
+@pytest.fixture(scope="session")
+def isolation() -> None:
+    """Containers that share no file with this machine."""
     if reason := why_not():
-        pytest.skip(reason)
+        pytest.skip(f"containers cannot be isolated here: {reason}")
+
+
+@pytest.fixture(scope="module")
+def server(isolation: None) -> Iterator[FakeModal]:
+    """A stand-in for the clients of this process, shared by a module's tests; it must have known every request."""
     settings = Settings(idle_seconds=0.2, container_environment={"OMP_NUM_THREADS": "1"})
     with FakeModal(settings) as server, server.in_process_client():
         yield server
     assert not server.errors
     assert not server.unimplemented
+
+
+@pytest.fixture
+def modal(isolation: None) -> Iterator[FakeModal]:
+    """A stand-in of a test's own, for clients in processes of their own."""
+    with FakeModal() as server:
+        yield server
+    assert not server.unimplemented
+    assert not server.errors
 
 
 @pytest.fixture

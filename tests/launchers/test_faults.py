@@ -8,24 +8,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fake_modal import FakeModal, wait_for, why_not
+from tests.fake_modal import FakeModal, wait_for
 from tests.launchers import steps_app
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"containers cannot be isolated here: {why_not()}")
 LAUNCHER = ("--multirun", "hydra/launcher=nsm_modal", "hydra.launcher.gpu=null", "hydra.sweep.dir=out")
-
-
-@pytest.fixture
-def modal() -> Iterator[FakeModal]:
-    with FakeModal() as server:
-        yield server
-    assert not server.unimplemented
-    assert not server.errors
 
 
 class Client:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hydra_plugins.nsm_modal.app import build_app, sources
+from hydra_plugins.nsm_modal.app import sources
 from hydra_plugins.nsm_modal.config import ImageConfig, ModalLauncherConfig
 from hydra_plugins.nsm_modal.cost import estimate, usd_per_second
 from hydra_plugins.nsm_modal.jobs import volume_folder
@@ -157,13 +157,24 @@ def test_an_edit_builds_nothing(server: FakeModal, multirun: Multirun, shop: Mod
     assert {name for name, sha in files_after.items() if sha != files[name]} == {"/root/shop/jobs.py"}
 
 
-def test_kept_app(server: FakeModal) -> None:
-    """What only a deployed app can have."""
-    settings = ModalLauncherConfig(keep_app=True, min_containers=2)
-    app, _ = build_app(settings, name="kept", task=None, tags={})
-    app.deploy(name="kept")
+def test_kept_app(server: FakeModal, multirun: Multirun, shop: ModuleType) -> None:
+    """Deployed once, and anew only when its settings or its code have changed."""
+
+    def launch(jobs: str, *overrides: str) -> int:
+        kept = ("hydra.launcher.keep_app=true", "hydra.launcher.app_name=kept", "hydra.launcher.min_containers=2")
+        multirun(shop.sell, jobs, *DETACHED, *kept, *overrides)
+        return server.rpc_counts["AppPublish"]
+
+    deployed = launch("+x=1,2")
     function = server.function("run")
+    assert server.apps[function.app_id].deployment_name == "kept"
     assert (function.memory_snapshot, function.min_containers) == (True, 2)
+    assert launch("+x=3,4") == deployed
+    assert sum(call.function_id == function.function_id for call in server.calls.values()) == 4
+    assert launch("+x=5", "hydra.launcher.cpu=2") == deployed + 1
+    source = Path(str(shop.__file__))
+    source.write_text(source.read_text() + "\n# edited\n")
+    assert launch("+x=6", "hydra.launcher.cpu=2") == deployed + 2
 
 
 def test_code_beside_a_script_is_code(tmp_path: Path) -> None:
