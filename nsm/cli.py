@@ -31,7 +31,8 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
         if not (
             arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
         ):
-            check_configurations(arguments.overrides, config_dir, config_name)
+            searched = _searched(arguments.config_path, arguments.config_dir, arguments.overrides)
+            check_configurations([*searched, *arguments.overrides], config_dir, arguments.config_name or config_name)
         main()
     except (ConfigError, HydraException) as error:
         sys.exit(f"error: {error}")
@@ -55,13 +56,20 @@ def check_configurations(overrides: Sequence[str], config_dir: str, config_name:
     with initialize_config_dir(config_dir, version_base="1.3"):
         sweeps = {override.key_or_group for override in _parse(overrides) if override.is_sweep_override()}
         fixed = [str(override.input_line) for override in _parse(overrides) if override.key_or_group not in sweeps]
-        hydra = _compose(config_name, fixed, whole=True).hydra
+        hydra = _compose(config_name, _without_launcher_settings(fixed), whole=True).hydra
         params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         jobs = BasicSweeper.split_arguments(_parse([*params, *overrides]), max_batch_size=None)[0]
+        try:
+            launcher = _compose(config_name, fixed, whole=True).hydra.launcher
+            every = [_compose(config_name, job, whole=True) for job in jobs]
+        except ConfigError:  # which a setting of one launcher causes in a job that has another
+            for job in jobs:
+                of_job = _compose(config_name, _without_launcher_settings(job), whole=True).hydra.launcher
+                check_launcher(of_job, hydra.launcher, job)
+            raise
         configs = []
-        for job in jobs:
-            composed = _compose(config_name, job, whole=True)
-            check_launcher(composed.hydra.launcher, hydra.launcher, job)
+        for job, composed in zip(jobs, every, strict=True):
+            check_launcher(composed.hydra.launcher, launcher, job)
             with open_dict(composed):
                 del composed.hydra
             configs.append(read_config(composed))
@@ -78,6 +86,23 @@ def check_launcher(of_job: DictConfig, of_sweep: DictConfig, overrides: Sequence
             f"{' '.join(overrides)} cannot be part of this multirun: a multirun runs in one place, and hardware that "
             "runs here and hardware on Modal, or two kinds of it there, are two; launch one multirun for each"
         )
+
+
+def _searched(config_path: str | None, config_dir: str | None, overrides: Sequence[str]) -> list[str]:
+    """The override that makes ``--config-dir`` count when configurations are composed here."""
+    if config_path is not None:
+        raise ConfigError("--config-path would hide NSM's own configurations: --config-dir adds a folder to them")
+    if config_dir is None:
+        return []
+    if any(override.startswith("hydra.searchpath=") for override in overrides):
+        raise ConfigError(f"--config-dir={config_dir} and hydra.searchpath= say the same: put both into the latter")
+    if not os.path.isdir(config_dir):
+        raise ConfigError(f"--config-dir={config_dir} cannot be used: there is no such folder")
+    return [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"]
+
+
+def _without_launcher_settings(overrides: Sequence[str]) -> list[str]:
+    return [override for override in overrides if not override.lstrip("+~").startswith("hydra.launcher.")]
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -100,11 +125,8 @@ def _explain(error: HydraException, config_name: str, overrides: Sequence[str]) 
         return str(error).split("\nConfig search path")[0] + reason
     key = unknown[1].split("@")[0]
     others = [override for override in overrides if override.lstrip("+~").split("=")[0].split("@")[0] != key]
-    parent = (
-        OmegaConf.select(_compose(config_name, others), key.rpartition(".")[0])
-        if "." in key
-        else _compose(config_name, others)
-    )
+    whole = _compose(config_name, others, whole=key.startswith("hydra."))
+    parent = OmegaConf.select(whole, key.rpartition(".")[0]) if "." in key else whole
     if not isinstance(parent, DictConfig | ListConfig):
         return f"there is no setting {key}"
     return unknown_key(key, [str(name) for name in parent])

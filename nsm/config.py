@@ -310,9 +310,9 @@ def read_config(composed: DictConfig) -> Config:
 
 
 def expected_seconds(composed: DictConfig) -> float | None:
-    """How long a run will take, by its domain's ``epoch_seconds``; None where that says nothing of it."""
-    seconds, schedule = composed.domain_defaults.epoch_seconds, composed.schedule
-    return None if seconds is None or schedule.limit_batches is not None else seconds * schedule.max_epochs
+    """How long a run will take at most, by its domain's ``epoch_seconds``; None where that is not known."""
+    seconds = composed.domain_defaults.epoch_seconds
+    return None if seconds is None else seconds * composed.schedule.max_epochs
 
 
 def _check_keys(composed: DictConfig, config: Any, prefix: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra_plugins.nsm_modal.launcher import has_credentials
+from hydra_plugins.nsm_modal.config import has_credentials
 from omegaconf import DictConfig
 
 from nsm.train import CONF

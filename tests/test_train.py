@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import accuracy_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,6 +20,7 @@ from nsm import cli
 from nsm.config import read_config
 from nsm.module import NSMModule, build_module
 from nsm.train import CONF, build_datamodule, main, train
+from tests.conftest import TEST_CONF
 
 RESULT_KEYS = {
     "status",
@@ -326,6 +327,27 @@ def test_a_sweep_gives_each_run_a_folder(command: Callable[..., None], tmp_path:
     for folder in folders:
         assert (folder / ".hydra" / "overrides.yaml").exists()
         assert "majority" in (folder / "train.log").read_text()
+
+
+def test_configurations_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    composed: Callable[..., DictConfig],
+    tmp_path: Path,
+) -> None:
+    """``--config-dir`` counts wherever a command line is read."""
+
+    def run(folder: Path, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["nsm.train", "--config-dir", str(folder), *overrides[1:], *arguments])
+        cli.run(main, CONF, "train")
+
+    run(TEST_CONF, "--cfg", "job")
+    assert OmegaConf.create(capsys.readouterr().out) == composed()
+    with pytest.raises(SystemExit, match="batch_size=0 cannot be used"):
+        run(TEST_CONF, "schedule.batch_size=0")
+    with pytest.raises(SystemExit, match="no such folder"):
+        run(tmp_path / "nosuch")
 
 
 def test_an_interrupted_run_says_how_to_go_on(

@@ -32,7 +32,8 @@ def test_a_detached_sweep_is_watched_and_collected(
     server: FakeModal, run: Run, command: Command, tmp_path: Path
 ) -> None:
     shutil.copy(steps_app.__file__, tmp_path / "steps_app.py")
-    assert "there is none" in command("cost", code=1).stderr
+    assert "there is no volume nsm-checkpoints" in command("cost", code=1).stderr
+    assert not server.volumes, "looking makes nothing"
     launched = run("steps_app.py", *DETACHED, "seed=0,1", "steps=2", "hydra.sweep.dir=out")
     assert "nsm-modal attach" in launched.stdout
     attached = command("attach").stdout
@@ -40,9 +41,10 @@ def test_a_detached_sweep_is_watched_and_collected(
     assert json.loads((tmp_path / "out" / "1" / "modal.json").read_text())["status"] == "completed"
     assert all(app.stopped for app in server.apps.values())
     head, row = command("list").stdout.splitlines()
-    assert head.split()[:4] == ["sweep", "jobs", "completed", "failed"]
+    assert head.split()[:5] == ["sweep", "jobs", "completed", "failed", "open"]
     name = row.split()[0]
-    assert row.split()[1:4] == ["2", "2", "0"]
+    assert row.split()[1:5] == ["2", "2", "0", "0"]
+    assert "no job was running" in command("cancel").stdout
     assert [line.split()[4] for line in command("cost", name).stdout.splitlines()[1:3]] == ["completed", "completed"]
     command("fetch", name[:12], "--sync=light", "--home=elsewhere")
     assert (tmp_path / "elsewhere" / "out" / "0" / "steps.txt").exists()
@@ -52,9 +54,12 @@ def test_a_detached_sweep_is_watched_and_collected(
 
     run("steps_app.py", *DETACHED, "steps=500", "pause=0.1", "hydra.sweep.dir=long")
     wait_for(lambda: bool(server.busy_containers()), timeout=60)
-    assert "cancelled" in command("cancel").stdout
+    assert "1 job stopped" in command("cancel").stdout
     assert not server.busy_containers()
-    assert "0 of 1 jobs completed" in command("attach", code=1).stdout
+    assert "0 of 1 job completed" in command("attach", code=1).stdout
+    record = server.volume("nsm-checkpoints").directory / ".sweeps" / f"{name}.json"
+    record.write_text(record.read_text()[:-9])
+    assert f"the record of the sweep {name} on the volume nsm-checkpoints is damaged" in command("list", code=1).stderr
 
 
 @pytest.mark.parametrize("name", ["list", "attach", "fetch", "logs", "cost", "cancel"])

@@ -91,6 +91,16 @@ def test_an_error_that_passes_is_mended_by_a_retry(client: Client) -> None:
     assert client.steps(0) == [0, 1, 2, 3], "the retry goes on from the checkpoint"
 
 
+def test_an_error_that_no_retry_can_mend_is_told_at_once(client: Client) -> None:
+    code, printed = client.run("steps=2", "fails=always", "hydra.launcher.retries.not_after=[builtins.ValueError]")
+    assert code == 1
+    assert client.outcomes(0) == ["failed"]
+    table = printed[printed.index("job  status") :]
+    assert "job 0 failed: steps=2 fails=always" in table
+    assert "\nValueError: this job always fails\n" in table
+    assert "in fail\n" not in table
+
+
 def test_a_task_that_exits_with_an_error_code_has_failed(client: Client) -> None:
     code, printed = client.run("steps=2", "fails=exits")
     assert code == 1

@@ -136,9 +136,14 @@ class TestMixedHardware:
             multirun(shop.sell, "where=small,large", "hydra.launcher.dry_run=true", config_dir=tmp_path / "conf")
 
     @pytest.mark.parametrize("hardware", ["a100,cpu", "a100,a100_dev"])
-    def test_nsm(self, hardware: str) -> None:
+    @pytest.mark.parametrize("also", ["seed=0", "hydra.launcher.dry_run=true"])
+    def test_nsm(self, hardware: str, also: str) -> None:
         with pytest.raises(ConfigError, match=r"hardware=\w+ .*cannot be part of this multirun.*launch one multirun"):
-            check_configurations([f"hardware={hardware}", "seed=0"], CONF, "train")
+            check_configurations([f"hardware={hardware}", also], CONF, "train")
+
+    def test_a_setting_that_one_launcher_lacks(self) -> None:
+        with pytest.raises(ConfigError, match=r"no setting hydra\.launcher\.gpuu: did you mean gpu\?"):
+            check_configurations(["hardware=a100", "seed=0,1", "hydra.launcher.gpuu=1"], CONF, "train")
 
 
 class TestWithoutCredentials:

@@ -7,9 +7,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from hydra_plugins.nsm_modal.app import stop_app
-from hydra_plugins.nsm_modal.collect import Collector, Result, columns, table
-from hydra_plugins.nsm_modal.config import SYNCS, LauncherError, ModalLauncherConfig, files_to_leave
-from hydra_plugins.nsm_modal.record import RECORDS, SweepRecord
+from hydra_plugins.nsm_modal.collect import Collector, Result, columns, counted, table
+from hydra_plugins.nsm_modal.config import (
+    SYNCS,
+    LauncherError,
+    ModalLauncherConfig,
+    check_credentials,
+    files_to_leave,
+)
+from hydra_plugins.nsm_modal.record import RECORDS, SweepRecord, read_record
 from hydra_plugins.nsm_modal.status import COMPLETED, FAILED
 from hydra_plugins.nsm_modal.sync import VolumeClient
 from hydra_plugins.nsm_modal.worker import LOG_FILE
@@ -23,11 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     options = parser().parse_args(arguments)
     try:
-        asyncio.run(options.command(options, VolumeClient(options.volume)))
+        check_credentials()
+        asyncio.run(_run(options))
     except (LauncherError, modal.exception.Error) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+async def _run(options: argparse.Namespace) -> None:
+    volume = VolumeClient(options.volume, create=False)
+    await volume.check_exists()
+    await options.command(options, volume)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,13 +76,14 @@ def parser() -> argparse.ArgumentParser:
 
 async def list_sweeps(options: argparse.Namespace, volume: VolumeClient) -> None:
     """``nsm-modal list``."""
-    rows = [("sweep", "jobs", "completed", "failed", "cost", "command")]
+    rows = [("sweep", "jobs", "completed", "failed", "open", "cost", "command")]
     for name in await _names(volume):
         sweep = await _read(volume, name)
         found = [status for status in await Collector(volume, sweep).statuses() if status is not None]
         completed, failed = (sum(status.status == what for status in found) for what in (COMPLETED, FAILED))
         usd = sum(status.usd for status in found)
-        counts = (str(len(sweep.jobs)), str(completed), str(failed))
+        jobs, still_open = len(sweep.jobs), len(sweep.jobs) - completed - failed
+        counts = (str(jobs), str(completed), str(failed), str(still_open))
         rows.append((name, *counts, f"${usd:.2f}", " ".join(sweep.command)))
     print("\n".join(columns(rows)))
 
@@ -144,7 +158,8 @@ async def cancel(options: argparse.Namespace, volume: VolumeClient) -> None:
     sweep = await _find(volume, options.sweep)
     collector = Collector(volume, sweep, leave=None)
     await collector.find_calls()
-    await collector.stop()
+    stopped = await collector.stop()
+    print(f"{sweep.name}: {counted(stopped, 'job') if stopped else 'no job was running, none'} stopped")
     if not sweep.keep_app:
         await stop_app(sweep.app)
     print(table(collector.results.values()))
@@ -166,10 +181,9 @@ async def _find(volume: VolumeClient, start: str) -> SweepRecord:
 
 
 async def _read(volume: VolumeClient, name: str) -> SweepRecord:
-    text = await volume.read(f"{RECORDS}/{name}.json")
-    record = None if text is None else SweepRecord.parse(text)
+    record = await read_record(volume, name)
     if record is None:
-        raise LauncherError(f"the record of the sweep {name} on the volume {volume.name} is damaged")
+        raise LauncherError(f"the record of the sweep {name} was removed from the volume {volume.name}")
     return record
 
 

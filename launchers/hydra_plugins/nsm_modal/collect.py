@@ -95,8 +95,8 @@ class Collector:
             for task in tasks:
                 task.cancel()
 
-    async def stop(self) -> None:
-        """Stop every job that has not ended, and bring home what they have committed."""
+    async def stop(self) -> int:
+        """Stop every job that has not ended, and bring home what they have committed; returns how many were stopped."""
         await self.cancel(kill=False)
         try:
             await asyncio.wait_for(self.wait(), GRACE)
@@ -106,6 +106,7 @@ class Collector:
             if job.num not in self.results:
                 await self.bring_home(job)
                 self.results[job.num] = Result.of(job, await self.status(job), status=CANCELLED)
+        return sum(result.status == CANCELLED for result in self.results.values())
 
     async def cancel(self, *, kill: bool) -> None:
         """Tell every job that has not ended to stop; ``kill`` does not let it finish what it is at."""
@@ -166,7 +167,10 @@ class Collector:
 
     def _line(self, result: Result) -> str:
         done = f"[{len(self.results)}/{len(self.sweep.jobs)}]"
-        return f"{done} job {result.job.num} {' | '.join(_cells(result)[1:])}"
+        _, status, value, seconds, usd, attempts, overrides, folder = _cells(result)
+        returned = [f"returned {value}"] if value else []
+        cells = [status, *returned, seconds, usd, counted(int(attempts), "attempt"), overrides, folder]
+        return f"{done} job {result.job.num} {' | '.join(cells)}"
 
 
 async def call_outcome(call: str, *, wait: bool = True) -> tuple[dict[str, Any] | None, BaseException | None]:
@@ -204,7 +208,7 @@ async def call_outcome(call: str, *, wait: bool = True) -> tuple[dict[str, Any] 
 def table(results: Iterable[Result]) -> str:
     """All jobs of a sweep, failures first, each failure with all its overrides and its traceback."""
     ordered = sorted(results, key=lambda result: (result.status == COMPLETED, result.job.num))
-    head = ("job", "status", "value", "seconds", "cost", "attempts", "what varies", "folder")
+    head = ("job", "status", "returned", "seconds", "cost", "attempts", "what varies", "folder")
     common = set.intersection(*(set(result.job.overrides) for result in ordered)) if len(ordered) > 1 else set()
     lines = columns([head, *(_cells(result, common) for result in ordered)])
     failed = [result for result in ordered if result.status == FAILED]
@@ -212,17 +216,21 @@ def table(results: Iterable[Result]) -> str:
         assert result.error is not None
         lines += ["", f"job {result.job.num} failed: {' '.join(result.job.overrides)}"]
         lines += [result.error["traceback"].rstrip() or f"{result.error['type']}: {result.error['message']}"]
-    total = sum(result.usd for result in ordered if not result.skipped)
+    total = sum(result.usd for result in ordered)
     done = sum(result.status == COMPLETED for result in ordered)
-    return "\n".join(
-        [*lines, "", f"{done} of {len(ordered)} jobs completed, about ${total:.2f} for all attempts of these jobs"]
-    )
+    jobs = counted(len(ordered), "job")
+    return "\n".join([*lines, "", f"{done} of {jobs} completed, about ${total:.2f} for all their attempts so far"])
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines whose columns stand below each other."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def counted(number: int, what: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _cells(result: Result, common: Collection[str] = ()) -> tuple[str, ...]:

@@ -23,6 +23,22 @@ def check(condition: bool, key: str, value: Any, allowed: str) -> None:
         raise LauncherError(f"hydra.launcher.{key}={value!r} cannot be used: {allowed}")
 
 
+def has_credentials() -> bool:
+    """Whether Modal's client finds a token."""
+    from modal.config import config  # here, since Hydra imports every plugin whenever any app starts
+
+    return bool(config.get("token_id") and config.get("token_secret"))
+
+
+def check_credentials(run_here: str | None = None) -> None:
+    """Raise :class:`LauncherError` if Modal's client finds no token, naming what runs on this machine instead."""
+    if not has_credentials():
+        here = f", or run on this machine with {run_here}" if run_here else ""
+        raise LauncherError(
+            "Modal has no credentials here: run `modal setup` once, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET" + here
+        )
+
+
 @dataclass
 class RatesConfig:
     """What a container costs, in US dollars."""
@@ -91,6 +107,8 @@ class RetriesConfig:
     """Factor between one delay and the next. Modal waits a minute at most, so from 60 s on it has no effect."""
     first_delay: float = 60.0
     """Seconds."""
+    not_after: list[str] = field(default_factory=list)
+    """Classes of errors, as ``package.module.Name``, that no other attempt can mend and whose message says it all."""
 
     def __post_init__(self) -> None:
         check(0 <= self.max_retries <= 10, "retries.max_retries", self.max_retries, "0 to 10")

@@ -52,6 +52,7 @@ class Job:
             "commit_seconds": settings.commit_seconds,
             "commit_on": list(settings.commit_on),
             "max_retries": settings.retries.max_retries,
+            "not_after": list(settings.retries.not_after),
             "timeout": settings.timeout,
             "usd_per_second": prices,
             "env": env,

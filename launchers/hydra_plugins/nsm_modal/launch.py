@@ -15,11 +15,11 @@ from typing import Any
 
 from hydra.types import TaskFunction
 from hydra_plugins.nsm_modal import app as modal_app
-from hydra_plugins.nsm_modal.collect import Collector, Result, call_outcome
+from hydra_plugins.nsm_modal.collect import Collector, Result, call_outcome, counted
 from hydra_plugins.nsm_modal.config import LauncherError, ModalLauncherConfig, files_to_leave
 from hydra_plugins.nsm_modal.cost import dearest, estimate
 from hydra_plugins.nsm_modal.jobs import Job, git_commit, identity, source_files
-from hydra_plugins.nsm_modal.record import RECORDS, JobRecord, SweepRecord, newest
+from hydra_plugins.nsm_modal.record import RECORDS, JobRecord, SweepRecord, newest, read_record
 from hydra_plugins.nsm_modal.status import COMPLETED, FAILED, Status
 from hydra_plugins.nsm_modal.sync import VolumeClient
 from hydra_plugins.nsm_modal.task import TaskName, pack
@@ -58,7 +58,7 @@ class Launch:
             gpus=settings.gpus,
             usd_per_second=dearest(settings),
         )
-        self.volume = VolumeClient(settings.volume, settings.mount, settings.volume_version)
+        self.volume = VolumeClient(settings.volume, settings.mount, version=settings.volume_version, create=True)
         leave = files_to_leave(settings.sync, settings.commit_on)
         self.collector = Collector(self.volume, self.sweep, leave=leave, fail_fast=settings.fail_fast)
         self.to_submit = list(jobs)
@@ -109,11 +109,13 @@ class Launch:
         for job in self.jobs:
             state = "" if job in self.to_submit else "  (complete)" if job.num in self.collector.results else "  (runs)"
             log.info("#%d %s -> %s%s", job.num, " ".join(job.overrides), job.output_dir, state)
+        if not self.to_submit:
+            return
         cost = estimate(settings, [job.expected_seconds for job in self.to_submit])
         retries = settings.retries.max_retries
         log.info(
-            "%d jobs on %s, %g cores, %g GiB, at most %d s an attempt and %d more after failures: %s",
-            len(self.to_submit),
+            "%s on %s, %g cores, %g GiB, at most %d s an attempt and %d more after failures: %s",
+            counted(len(self.to_submit), "job"),
             " or ".join(gpu or "no GPU" for gpu in settings.gpus),
             settings.cpu,
             settings.memory / 1024,
@@ -166,10 +168,10 @@ class Launch:
                 self.collector.results[job.num] = Result(records[job.num], FAILED, error=said)
         seconds = time.monotonic() - deployed
         log.info(
-            "sweep %s: app deployed in %.1f s, %d jobs submitted in %.1f s (%.0f ms each)",
+            "sweep %s: app deployed in %.1f s, %s submitted in %.1f s (%.0f ms each)",
             self.sweep.name,
             deployed - start,
-            len(self.to_submit),
+            counted(len(self.to_submit), "job"),
             seconds,
             1000 * seconds / len(self.to_submit),
         )
@@ -180,8 +182,7 @@ class Launch:
         if name is None:
             names = [Path(entry.path).stem for entry in await self.volume.files(RECORDS)]
             name = newest(names, self.sweep.identity)
-        text = None if name is None else await self.volume.read(f"{RECORDS}/{name}.json")
-        record = None if text is None else SweepRecord.parse(text)
+        record = None if name is None else await read_record(self.volume, name)
         if record is None and self.settings.sweep is not None:
             raise LauncherError(
                 f"hydra.launcher.sweep={self.settings.sweep} cannot be continued: the volume "

@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.nsm_modal.app import stop_app
 from hydra_plugins.nsm_modal.collect import Result, table
-from hydra_plugins.nsm_modal.config import LauncherError, ModalLauncherConfig
+from hydra_plugins.nsm_modal.config import LauncherError, ModalLauncherConfig, check_credentials, has_credentials
 from hydra_plugins.nsm_modal.jobs import Job, compose_jobs
 from hydra_plugins.nsm_modal.launch import Launch
 from hydra_plugins.nsm_modal.status import COMPLETED
@@ -44,20 +44,15 @@ class ModalLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         expected = self.settings.expected_seconds
         jobs = compose_jobs(self.context, self.config, job_overrides, initial_job_idx, expected)
-        reachable = has_credentials()
-        if not (reachable or self.settings.dry_run):
-            here = f", or run on this machine with {self.settings.run_here}" if self.settings.run_here else ""
-            raise LauncherError(
-                "Modal has no credentials here: run `modal setup` once, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
-                + here
-            )
+        if not self.settings.dry_run:
+            check_credentials(self.settings.run_here)
         try:
-            return self._run(Launch(self.settings, jobs, self.task), reachable)
+            return self._run(Launch(self.settings, jobs, self.task))
         except modal.exception.Error as error:
             raise LauncherError(f"Modal says: {error}") from error
 
-    def _run(self, launch: Launch, reachable: bool) -> Sequence[JobReturn]:
-        if reachable:
+    def _run(self, launch: Launch) -> Sequence[JobReturn]:
+        if has_credentials():  # a dry run needs none
             asyncio.run(launch.look_back())
         launch.announce()
         if self.settings.dry_run:
@@ -79,13 +74,6 @@ class ModalLauncher(Launcher):
         if any(result.status != COMPLETED for result in results.values()):
             log.warning("to run again what is not complete: %s", launch.continue_command)
         return [_job_return(job, results[job.num]) for job in launch.jobs]
-
-
-def has_credentials() -> bool:
-    """Whether Modal's client finds a token."""
-    from modal.config import config
-
-    return bool(config.get("token_id") and config.get("token_secret"))
 
 
 def _stop(launch: Launch) -> None:

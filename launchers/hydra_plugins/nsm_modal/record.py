@@ -1,9 +1,13 @@
 """What is remembered of a sweep: one JSON file on the volume, from which any client can go on."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+
+from hydra_plugins.nsm_modal.config import LauncherError
+from hydra_plugins.nsm_modal.sync import VolumeClient
 
 RECORDS = ".sweeps"
 """Folder of the records on the volume."""
@@ -68,6 +72,21 @@ class SweepRecord:
             return cls(**fields, jobs=jobs)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
+
+
+async def read_record(volume: VolumeClient, name: str) -> SweepRecord | None:
+    """The record of a sweep; None if the volume has none.
+
+    Raises:
+        LauncherError: if it is damaged, and not because somebody is just writing it.
+    """
+    for pause in (0.5, 1.0, 2.0, 0.0):
+        text = await volume.read(f"{RECORDS}/{name}.json")
+        record = None if text is None else SweepRecord.parse(text)
+        if text is None or record is not None:
+            return record
+        await asyncio.sleep(pause)
+    raise LauncherError(f"the record of the sweep {name} on the volume {volume.name} is damaged")
 
 
 def newest(names: Sequence[str], identity: str) -> str | None:

@@ -96,8 +96,8 @@ class Status:
         except (TypeError, ValueError):
             self.return_value = None
 
-    def fail(self, error: BaseException) -> bool:
+    def fail(self, error: BaseException, *, with_traceback: bool = True) -> bool:
         """The task raised ``error``; returns whether it is the one of the failure before."""
-        last, text = self.error, "".join(traceback.format_exception(error))
+        last, text = self.error, "".join(traceback.format_exception(error)) if with_traceback else ""
         self.status, self.error = FAILED, {"type": type(error).__name__, "message": str(error), "traceback": text}
         return last is not None and all(last[key] == self.error[key] for key in ("type", "message"))

@@ -17,23 +17,36 @@ DOWNLOADS = 8
 
 
 class VolumeClient:
-    """A volume by name; it is made if it does not exist.
+    """A volume by name.
 
     Args:
         name: on Modal.
         mount: where containers see it.
         version: that it is made with, and must have; None for any.
+        create: make it if it does not exist.
     """
 
-    def __init__(self, name: str, mount: str = "/", version: int | None = None) -> None:
+    def __init__(self, name: str, mount: str = "/", *, version: int | None = None, create: bool) -> None:
         import modal
 
         self.name, self.mount = name, mount
-        self._volume = modal.Volume.from_name(name, create_if_missing=True, version=version)
+        self._volume = modal.Volume.from_name(name, create_if_missing=create, version=version)
 
     def at(self, mount: str) -> "VolumeClient":
         """The same volume, seen elsewhere by containers."""
-        return VolumeClient(self.name, mount)
+        return VolumeClient(self.name, mount, create=False)
+
+    async def check_exists(self) -> None:
+        """Raise :class:`LauncherError` if there is no such volume."""
+        import modal
+
+        try:
+            await self._volume.hydrate.aio()
+        except modal.exception.NotFoundError as error:
+            raise LauncherError(
+                f"there is no volume {self.name} on Modal yet: the first launch makes it, and modal volume list names "
+                "those there are"
+            ) from error
 
     async def read(self, path: str) -> bytes | None:
         """Content of a file; None if there is none."""

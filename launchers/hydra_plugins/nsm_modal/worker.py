@@ -109,8 +109,9 @@ def run(spec: dict[str, Any], payload: bytes) -> dict[str, Any]:
             status.complete(value)
         elif attempt.outcome == FAILED:
             assert error is not None
-            again = status.fail(error)
-            in_vain = again and bool(before) and before[-1].outcome == FAILED
+            certain = any(f"{kind.__module__}.{kind.__qualname__}" in spec["not_after"] for kind in type(error).__mro__)
+            again = status.fail(error, with_traceback=not certain)
+            in_vain = certain or (again and bool(before) and before[-1].outcome == FAILED)
             log.error("attempt %d failed", len(before) + 1, exc_info=error)
     committer.commit()
     if attempt.outcome == COMPLETED:
