@@ -29,10 +29,19 @@ def fingerprints(directory: Path) -> dict[str, Fingerprint]:
 
 
 def copy_file(source: Path, target: Path) -> None:
+    """Put a copy in the place of ``target``, which is whole whenever somebody looks, as on Modal."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    beside = target.with_name(f".{target.name}.copying")
     with contextlib.suppress(FileNotFoundError):  # as above
-        shutil.copy2(source, target, follow_symlinks=False)
+        shutil.copy2(source, beside, follow_symlinks=False)
+        beside.replace(target)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Put a file in the place of ``target`` at once."""
+    beside = target.with_name(f".{target.name}.copying")
+    beside.write_bytes(content)
+    beside.replace(target)
 
 
 def copy_directories(source: Path, target: Path) -> None:

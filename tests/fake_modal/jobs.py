@@ -96,6 +96,7 @@ def wait_on_first_attempt(seconds: float) -> str:
     attempt = count_attempt()
     if attempt == 1:
         try:
+            print("waiting", flush=True)
             time.sleep(seconds)
         except BaseException as error:
             write("stopped_by", f"{type(error).__name__}, {isinstance(error, InputCancellation)}")

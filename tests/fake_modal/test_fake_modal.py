@@ -229,7 +229,7 @@ class TestAttempts:
     def test_preempted_input_goes_on_elsewhere(self, server: FakeModal, running: Callable[..., Any]) -> None:
         call = running(jobs.train).spawn(30, 0.05)
         wait_for(lambda: "step 5" in server.log_text())
-        server.preempt(server.busy_containers()[0].container_id)
+        server.preempt(server.busy_containers()[0].container_id, grace=120.0)
         steps = call.get()
         assert steps[0] >= 5
         assert steps[-1] == 29
@@ -269,9 +269,10 @@ class TestAttempts:
 
     @pytest.mark.parametrize("terminate", [False, True])
     def test_cancel(self, server: FakeModal, running: Callable[..., Any], terminate: bool) -> None:
+        server.settings.cancellation_grace = 60.0
         function = running(jobs.wait_on_first_attempt, max_containers=1, retries=5)
         call, waiting = function.spawn(60), function.spawn(60)
-        wait_for(lambda: "attempts" in os.listdir(server.volume("checkpoints").directory))
+        wait_for(lambda: "waiting" in server.log_text())
         waiting.cancel()
         call.cancel(terminate_containers=terminate)
         for cancelled in (call, waiting):

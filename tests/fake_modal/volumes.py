@@ -12,7 +12,7 @@ from grpclib import GRPCError, Status
 from modal_proto import api_pb2 as pb
 
 from tests.fake_modal.apps import ENVIRONMENT
-from tests.fake_modal.attachments import Attachment
+from tests.fake_modal.attachments import Attachment, write_whole
 from tests.fake_modal.http import inside
 from tests.fake_modal.process import processes_in_session, uses
 from tests.fake_modal.records import CommitRecord, ContainerRecord, VolumeRecord
@@ -209,7 +209,7 @@ class Volumes:
         volume = self._find(request.volume_id)
         targets = [self._target(volume, f.filename, request.disallow_overwrite_existing_files) for f in request.files]
         for file, target in zip(request.files, targets, strict=True):
-            target.write_bytes(self._state.contents[file.sha256_hex])
+            write_whole(target, self._state.contents[file.sha256_hex])
         return Empty()
 
     @rpc("VolumePutFiles2")
@@ -233,7 +233,7 @@ class Volumes:
             lengths = [min(BLOCK_SIZE, file.size - start) for start in range(0, file.size, BLOCK_SIZE)]
             # The client leaves out zeros at the end of a block.
             blocks = [self._state.contents[block.contents_sha256.hex()] for block in file.blocks]
-            target.write_bytes(b"".join(b.ljust(n, b"\0") for b, n in zip(blocks, lengths, strict=True)))
+            write_whole(target, b"".join(b.ljust(n, b"\0") for b, n in zip(blocks, lengths, strict=True)))
         return pb.VolumePutFiles2Response()
 
     @rpc("VolumeRemoveFile", "VolumeRemoveFile2")
