@@ -1,16 +1,16 @@
 """A cache of generated data on disk: named by what decides the content, checked before it is trusted."""
 
+import contextlib
 import hashlib
-import io
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock
+
+from nsm import files
 
 log = logging.getLogger(__name__)
 
@@ -24,39 +24,57 @@ def load_or_make(folder: Path, name: str, description: Mapping[str, Any], make: 
     """Return the content described, from disk if a sound copy lies there, else made, stored and returned.
 
     ``<name>-<hash>.pt`` holds tensors and plain values; ``<name>-<hash>.json`` beside it the description and the digest
-    of the former. Both are written beside and renamed, the digest last, so that no half file is ever trusted. A copy
-    whose digest does not match is reported and made anew.
+    of the former. Both are written whole, the digest last, so that no half file is ever trusted. A copy that is not
+    what was written is reported and made anew. Of several processes that want the same content, one makes it.
 
     Raises:
         OSError: if the folder cannot be written, naming it and the setting that moves it.
     """
     stem = f"{name}-{content_hash(description)}"
     content, manifest = folder / f"{stem}.pt", folder / f"{stem}.json"
-    if manifest.exists() and content.exists():
-        try:
-            expected = json.loads(manifest.read_text())["sha256"]
-            if hashlib.sha256(content.read_bytes()).hexdigest() == expected:
-                return torch.load(content, weights_only=True)
-            log.warning("%s is damaged (its digest does not match); making it anew", content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s); making it anew", manifest, error)
-    made = make()
-    try:
+    described = json.loads(json.dumps(description))
+    stored = _read(content, manifest, described)
+    if stored is not None:
+        return stored
+    lock = FileLock(folder / f".{stem}.lock")
+    with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        payload = io.BytesIO()
-        torch.save(made, payload)
-        _replace(content, payload.getvalue())
-        digest = hashlib.sha256(payload.getvalue()).hexdigest()
-        _replace(manifest, json.dumps({"sha256": digest, "description": description}, indent=2).encode())
+        lock.acquire()
+    try:
+        stored = _read(content, manifest, described) if manifest.exists() else None
+        if stored is None:
+            stored = make()
+            packed = files.pack(stored)
+            written = {"sha256": hashlib.sha256(packed).hexdigest(), "description": described}
+            with _told(folder):
+                files.write_whole(content, packed)
+                files.write_whole(manifest, json.dumps(written, indent=2).encode())
+        return stored
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Give an error of the system its remedy."""
+    try:
+        yield
     except OSError as error:
         raise OSError(
             f"cannot write the data cache {folder}: {error}; set domain.cache_dir to a folder that can be written"
         ) from error
-    return made
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+def _read(content: Path, manifest: Path, described: Any) -> Any:
+    """What a sound copy holds; None where there is none."""
+    if not (manifest.exists() and content.exists()):
+        return None
+    try:
+        expected, packed = json.loads(manifest.read_text()), content.read_bytes()
+        if expected != {"sha256": hashlib.sha256(packed).hexdigest(), "description": described}:
+            log.warning("%s is damaged (its digest does not match); making it anew", content)
+            return None
+        return files.unpack(packed, content)
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s); making it anew", content, error)
+        return None
