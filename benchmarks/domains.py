@@ -22,6 +22,7 @@ from benchmarks.stopwatch import OTHER, now
 from nsm import callbacks
 from nsm.config import Config, ConfigError, read_config
 from nsm.data.datamodule import TripleDataModule
+from nsm.interrupts import Interrupts
 from nsm.module import NSMModule, build_module
 from nsm.train import CONF, build_datamodule, build_trainer, prepare_process
 
@@ -75,7 +76,7 @@ def measure_training(config: Config, module: NSMModule, datamodule: TripleDataMo
     with tempfile.TemporaryDirectory() as folder, undisturbed():
         with redirect_stderr(io.StringIO()):  # which is no terminal and gets no progress bar
             logger = TensorBoardLogger(folder, name="", default_hp_metric=False)
-            trainer = build_trainer(config, Path(folder), callbacks.History(Path(folder)), logger)
+            trainer = build_trainer(config, Path(folder), callbacks.History(Path(folder)), logger, Interrupts())
         meter.fit(trainer, module, datamodule)
     steps = meter.steps
     shares = {part: statistics.median(step.parts[part] / step.watched for step in steps) for part in PARTS}

@@ -8,12 +8,12 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators.cuda import get_nvidia_gpu_stats
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 from torch_geometric.data import Batch
 
 from nsm.metrics import collapsed
-from nsm.runs import HISTORY, peak_memory_bytes, read_history, write_json
+from nsm.runs import HISTORY, peak_memory_bytes, write_json
 
 log = logging.getLogger(__name__)
 
@@ -21,28 +21,38 @@ log = logging.getLogger(__name__)
 class History(Callback):
     """Writes ``training_history.json`` after every epoch, and keeps what it holds in :attr:`rows`.
 
-    A continued run keeps the rows of the epochs before it.
+    Checkpoints hold the rows too, so that a continued run has exactly those of the epochs before it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0
-        """Spent on the epochs before this process continued the run."""
-        self._graphs = 0
-        self._epoch_start = self._train_end = 0.0
+        """That earlier processes spent on what this one continues."""
+        self._begin_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "graphs": self._graphs,
+            "seconds": self._seconds + time.perf_counter() - self._start,
+            "training_seconds": self._training_seconds + self._train_end - self._start,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self._graphs = state_dict["rows"], state_dict["graphs"]
+        self._seconds, self._training_seconds = state_dict["seconds"], state_dict["training_seconds"]
+        self.seconds_before = sum(row["seconds"] for row in self.rows) + self._seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows = read_history(self.folder)
-        self.seconds_before = sum(row["seconds"] for row in self.rows)
+        if self.rows:
+            write_json(self.folder / HISTORY, self.rows)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows = [row for row in self.rows if row["epoch"] <= trainer.current_epoch]
-        self.seconds_before = sum(row["seconds"] for row in self.rows)
+        self._start = self._train_end = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._graphs = 0
-        self._epoch_start = self._train_end = time.perf_counter()
+        self._begin_epoch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -53,17 +63,24 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if isinstance(value, Tensor)}
         stages = ("train/", "val/", "gpu/")
+        training_seconds = self._training_seconds + self._train_end - self._start
         row = {
             "epoch": trainer.current_epoch + 1,
             **{key: value for stage in stages for key, value in metrics.items() if key.startswith(stage)},
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "temperature": pl_module.temperature,
-            "seconds": time.perf_counter() - self._epoch_start,
-            "graphs_per_second": self._graphs / max(self._train_end - self._epoch_start, 1e-9),
+            "seconds": self._seconds + time.perf_counter() - self._start,
+            "graphs_per_second": self._graphs / max(training_seconds, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self.rows.append(row)
         write_json(self.folder / HISTORY, self.rows)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._graphs = 0
+        self._seconds = self._training_seconds = 0.0  # spent on this epoch by earlier processes; of it, in training
+        self._start = self._train_end = time.perf_counter()
 
 
 class EpochLog(Callback):
@@ -149,39 +166,6 @@ class CollapseWarning(Callback):
                 *accuracies,
             )
         self.warned = now
-
-
-class PeriodicCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoint_epoch_<N>.ckpt`` of every so many epochs, counted from 1 as in the history."""
-
-    def __init__(self, folder: Path, *, every_epochs: int) -> None:
-        name = "checkpoint_epoch_{epoch}"
-        super().__init__(
-            folder,
-            name,
-            every_n_epochs=every_epochs,
-            save_top_k=-1,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-
-    def format_checkpoint_name(self, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> str:
-        return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **kwargs)
-
-
-class ErrorCheckpoint(Callback):
-    """Keeps the state at an exception in ``error.ckpt``.
-
-    Lightning's own ``OnExceptionCheckpoint`` makes every later fit start from it, which is then in the middle of an
-    epoch.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "error.ckpt"
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.training or trainer.validating:
-            trainer.save_checkpoint(self.path)
 
 
 def time_left(rows: list[dict[str, Any]], max_epochs: int) -> str:

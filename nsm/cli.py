@@ -6,19 +6,27 @@ the configurations are composed once more, ahead, and errors of the user's end i
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from nsm import resume, runs
 from nsm.config import Config, ConfigError, read_config, unknown_key
+from nsm.failures import RunError
+from nsm.interrupts import InterruptedRun
 
 LOCAL_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -32,10 +40,15 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
             arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
         ):
             searched = _searched(arguments.config_path, arguments.config_dir, arguments.overrides)
-            check_configurations([*searched, *arguments.overrides], config_dir, arguments.config_name or config_name)
+            overrides, name = [*searched, *arguments.overrides], arguments.config_name or config_name
+            check_configurations(overrides, config_dir, name)
+            if not arguments.multirun and is_complete(overrides, config_dir, name):
+                return
         main()
-    except (ConfigError, HydraException) as error:
+    except (ConfigError, RunError, HydraException) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stopped:
+        sys.exit(stopped.exit_code if isinstance(stopped, InterruptedRun) else 128 + signal.SIGINT)
     except OSError as error:
         if error.errno is None:  # raised here, with a remedy, rather than by the system
             sys.exit(f"error: {error}")
@@ -86,6 +99,29 @@ def check_launcher(of_job: DictConfig, of_sweep: DictConfig, overrides: Sequence
             f"{' '.join(overrides)} cannot be part of this multirun: a multirun runs in one place, and hardware that "
             "runs here and hardware on Modal, or two kinds of it there, are two; launch one multirun for each"
         )
+
+
+def is_complete(overrides: Sequence[str], config_dir: str, config_name: str) -> bool:
+    """Whether a single run is complete already; Hydra writes into its folder before it calls the run, so look before.
+
+    Raises:
+        RunError: if the folder holds another run, or another process writes into it.
+    """
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        composed = _compose(config_name, overrides, whole=True)
+    if composed.hydra.mode == RunMode.MULTIRUN:
+        return False
+    HydraConfig.instance().set_config(composed)  # which names of folders may refer to
+    folder = Path(composed.hydra.run.dir)
+    own = [str(key) for key in composed if key != "hydra"]
+    settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, own), resolve=True)
+    if not folder.exists():
+        return False
+    with runs.writing(folder):
+        complete = resume.look(folder, settings).results is not None
+    if complete:
+        print(f"{folder} is complete already; resume=never trains it anew")
+    return complete
 
 
 def _searched(config_path: str | None, config_dir: str | None, overrides: Sequence[str]) -> list[str]:

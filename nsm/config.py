@@ -177,8 +177,12 @@ class ScheduleConfig:
     early_stopping_patience: int = 20
     """Epochs without a better validation loss before training stops."""
     checkpoint_every_epochs: int = 10
+    checkpoint_every_minutes: float | None = 10.0
+    """Within an epoch: no more work than this is repeated after a crash. 0 for after every step; null for never."""
     limit_batches: int | None = None
     """At most so many training and validation batches in an epoch; null for all."""
+    skip_nonfinite: bool = False
+    """Leave out a step whose loss or gradient is no finite number, with a warning, instead of stopping."""
     probe_steps: int = 300
     """Batches that the structure-only decoder learns from, after training."""
 
@@ -195,6 +199,9 @@ class ScheduleConfig:
         check(0 <= self.warmup < 1, "schedule.warmup", self.warmup, "a share of all steps: 0 to below 1")
         patience = self.early_stopping_patience
         check(patience >= 1, "schedule.early_stopping_patience", patience, "at least 1 epoch")
+        minutes = self.checkpoint_every_minutes
+        allowed = "0 minutes or more, or null for only after each epoch"
+        check(minutes is None or minutes >= 0, "schedule.checkpoint_every_minutes", minutes, allowed)
         limit = self.limit_batches
         check(limit is None or limit >= 1, "schedule.limit_batches", limit, "at least 1 batch, or null for all")
 

@@ -26,6 +26,36 @@ def collapsed(accuracy_class_0: float, accuracy_class_1: float) -> bool:
     return min(accuracy_class_0, accuracy_class_1) < 0.01 and max(accuracy_class_0, accuracy_class_1) > 0.99
 
 
+class SampleMean(Metric):
+    """Mean over samples of what each batch gives as its mean.
+
+    torchmetrics' ``MeanMetric`` either waits for the GPU at each update, to look for NaN, or ignores its weights.
+
+    Args:
+        finite_only: leave out batches whose mean is no finite number.
+    """
+
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, *, finite_only: bool = False) -> None:
+        super().__init__()
+        self.finite_only = finite_only
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, samples: int) -> None:
+        """Add a batch: the mean over its samples, and their number."""
+        counted = mean.isfinite() if self.finite_only else torch.ones_like(mean, dtype=torch.bool)
+        self.total += torch.where(counted, mean.float() * samples, 0.0)
+        self.count += counted * samples
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
 class BalancedAccuracy(Metric):
     """Mean of the accuracies on each class."""
 

@@ -3,6 +3,7 @@
 Shape letters: G samples, C logits.
 """
 
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,12 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.regression import MeanSquaredError
 
-from nsm.config import Config, ScheduleConfig, TaskConfig, check
-from nsm.metrics import UnexplainedVariance, positive_probability, prediction_metrics
+from nsm.config import Config, ScheduleConfig, TaskConfig
+from nsm.failures import RunError
+from nsm.metrics import SampleMean, UnexplainedVariance, positive_probability, prediction_metrics
 from nsm.models.encoder import ModelOutput
+
+log = logging.getLogger(__name__)
 
 
 class NSMModule(LightningModule):
@@ -63,6 +67,7 @@ class NSMModule(LightningModule):
         self.model, self.task, self.schedule = model, task, schedule
         self.total_steps, self.cycle_weight, self.seed = total_steps, cycle_weight, seed
         self.temperature = schedule.temperature.at(0)
+        self._step_loss = torch.tensor(0.0)
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         quick = MeanSquaredError() if task.type == "regression" else BinaryAccuracy()
@@ -70,6 +75,16 @@ class NSMModule(LightningModule):
             {"mse" if task.type == "regression" else "accuracy": quick}, prefix="train/"
         )
         self.val_metrics = prediction_metrics(task.type, "val/")
+        names = ("loss", "task_loss", *(("cycle_loss",) if self.model.reconstructs else ()))
+        self.mean_losses = nn.ModuleDict(
+            {
+                f"{stage}/{name}": SampleMean(finite_only=stage == "train")
+                for stage in ("train", "val")
+                for name in names
+            }
+        )
+        for metric in self._train_metrics():
+            metric.persistent(True)  # a run that is continued within an epoch goes on from them
         self.test_metrics = nn.ModuleDict({name: prediction_metrics(task.type, "") for name in test_sets})
         self.test_names = tuple(test_sets)
         self.predictions: dict[str, list[Tensor]] = {name: [] for name in test_sets}
@@ -107,6 +122,8 @@ class NSMModule(LightningModule):
         return (losses * weights).sum() / weights.sum()
 
     def on_train_epoch_start(self) -> None:
+        for metric in self._train_metrics():
+            metric.reset()  # of what a checkpoint at the end of an epoch brought back
         self.temperature = self.schedule.temperature.at(self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -115,28 +132,42 @@ class NSMModule(LightningModule):
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx]).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._losses(batch, "train", self.train_metrics)
+        loss = self._losses(batch, "train", self.train_metrics)
+        # Of a step over several batches, any of them.
+        begins = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self._step_loss = loss.detach() if begins else self._step_loss + loss.detach()
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._losses(batch, "val", self.val_metrics)
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip, and never let a step reach the weights that is no finite number."""
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val or math.inf)
+        loss = self.trainer.strategy.reduce(self._step_loss)  # so that all devices decide the same
+        scaled = self.trainer.precision == "16-mixed"  # whose overflows are usual, and skipped by the scaler
+        if bool(loss.isfinite() if scaled else (loss + norm).isfinite()):
+            return
+        where = f"epoch {self.current_epoch + 1}, batch {self.trainer.fit_loop.batch_idx}, step {self.global_step}"
+        told = f"at {where} the loss is {loss:.4g} and the norm of its gradient {norm:.4g}"
+        if not self.schedule.skip_nonfinite:
+            raise RunError(_diverged(told, self.schedule.learning_rate))
+        log.warning("%s: the step is left out", told)
+        optimizer.zero_grad()
+
     def on_train_epoch_end(self) -> None:
-        for loss in ("train/loss", "val/loss"):
-            check(
-                bool(self.trainer.callback_metrics[loss].isfinite()),
-                "schedule.learning_rate",
-                self.schedule.learning_rate,
-                f"{loss} is no longer a finite number; lower it, or set schedule.warmup or schedule.gradient_clip",
+        loss = self.trainer.callback_metrics["val/loss"]
+        if not bool(loss.isfinite()):
+            raise RunError(
+                _diverged(f"after epoch {self.current_epoch + 1} val/loss is {loss}", self.schedule.learning_rate)
             )
         # Lightning would step this scheduler after the epoch's checkpoint is written, and a run continued from there
         # would miss the step.
         for scheduler in self._schedulers():
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(self.trainer.callback_metrics["val/loss"])
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        if not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
 
     def on_test_start(self) -> None:
         for name in self.test_names:
@@ -171,6 +202,11 @@ class NSMModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.temperature = checkpoint["temperature"]
 
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights and the temperature of a checkpoint, and nothing else of the run that wrote it."""
+        self.load_state_dict(checkpoint["state_dict"])
+        self.on_load_checkpoint(checkpoint)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         schedule = self.schedule
         optimizer_class = {"adam": Adam, "adamw": AdamW}[schedule.optimizer]
@@ -191,7 +227,8 @@ class NSMModule(LightningModule):
             falling = ReduceLROnPlateau(
                 optimizer, mode="min", factor=plateau.factor, patience=plateau.patience, min_lr=plateau.min_lr
             )
-            schedulers.append({"scheduler": falling, "monitor": "val/loss"})
+            never = sys.maxsize  # by Lightning: on_train_epoch_end does
+            schedulers.append({"scheduler": falling, "monitor": "val/loss", "frequency": never})
         return [optimizer], schedulers
 
     def _losses(self, batch: Batch, stage: str, metrics: MetricCollection) -> Tensor:
@@ -199,7 +236,10 @@ class NSMModule(LightningModule):
         target = self.target(batch)
         losses = self._loss_terms(output, target)
         metrics.update(self.predict(output.logits.detach()), target)
-        for logged in ({f"{stage}/{name}": value.detach() for name, value in losses.items()}, metrics):
+        means = {f"{stage}/{name}": self._mean_loss(f"{stage}/{name}") for name in losses}
+        for mean, loss in zip(means.values(), losses.values(), strict=True):
+            mean.update(loss.detach(), batch.num_graphs)
+        for logged in (means, metrics):
             self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.num_graphs)
         return losses["loss"]
 
@@ -225,6 +265,15 @@ class NSMModule(LightningModule):
         self.cycle_errors["cycle_error_shuffled"].update(shuffled, target)
         self.cycle_errors["cycle_error_within_types"].update(rebuilt, target, batch.x)
 
+    def _mean_loss(self, name: str) -> SampleMean:
+        mean = self.mean_losses[name]
+        assert isinstance(mean, SampleMean)
+        return mean
+
+    def _train_metrics(self) -> list[MetricCollection | SampleMean]:
+        """Everything that is gathered over the batches of a training epoch."""
+        return [self.train_metrics, *(self._mean_loss(name) for name in self.mean_losses if name.startswith("train/"))]
+
     def _test_metrics(self, name: str) -> MetricCollection:
         metrics = self.test_metrics[name]
         assert isinstance(metrics, MetricCollection)
@@ -233,6 +282,14 @@ class NSMModule(LightningModule):
     def _schedulers(self) -> list[Any]:
         found = self.lr_schedulers()
         return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def _diverged(what: str, learning_rate: float) -> str:
+    return (
+        f"{what}: no longer a finite number. last.ckpt and best_model.ckpt are from before. schedule.learning_rate="
+        f"{learning_rate} may be too high: lower it, or set schedule.warmup or schedule.gradient_clip; "
+        "schedule.skip_nonfinite=true leaves such steps out"
+    )
 
 
 def build_module(config: Config, datamodule: Any, hparams: dict[str, Any]) -> NSMModule:

@@ -1,13 +1,15 @@
 """The folder of a run: what is written into it, and the table that ends a run."""
 
+import contextlib
 import json
+import logging
 import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,24 @@ from typing import Any
 import torch
 
 import nsm
+from nsm import files, locks
 from nsm.config import ConfigError
 from nsm.data.cache import content_hash
 from nsm.data.datamodule import TripleDataModule
 from nsm.metrics import collapsed
 
-HISTORY, RESULTS, LAST, BEST = "training_history.json", "final_results.json", "last.ckpt", "best_model.ckpt"
+log = logging.getLogger(__name__)
+HISTORY, RESULTS = "training_history.json", "final_results.json"
 PACKAGES = ("torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder and prove that it can be written.
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make the folder of a run, and be the only process that writes into it.
 
     Raises:
-        ConfigError: if it cannot, naming it and the setting that moves it.
+        ConfigError: if it cannot be written, naming it and the setting that moves it.
+        RunError: if another process writes into it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,20 +45,36 @@ def prepare_folder(folder: Path) -> None:
             f"hydra.run.dir={folder} cannot be written ({error.strerror or error}): choose another folder with "
             "hydra.run.dir=, or hydra.sweep.dir= in a multirun"
         ) from error
+    with locks.writing(folder):
+        files.remove_unfinished(folder)
+        yield
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run wrote into ``folder`` before, because it is to start anew."""
+    for path in [*folder.glob("*.ckpt"), folder / HISTORY, folder / RESULTS]:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``path`` whole or not at all; numbers that JSON lacks (NaN, infinities) become null."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text)
-    os.replace(beside, path)
+    files.write_whole(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs that a run has completed so far, from the first."""
-    path = folder / HISTORY
-    return json.loads(path.read_text()) if path.exists() else []
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What ``final_results.json`` holds; None where there is none, or none that can be read."""
+    path = folder / RESULTS
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s)", path, error)
+        return None
+    if not isinstance(results, dict) or not {"status", "val", "config_hash"} <= results.keys():
+        log.warning("%s holds no results", path)
+        return None
+    return results
 
 
 def peak_memory_bytes() -> int:
@@ -88,39 +110,62 @@ def cost_usd(seconds: float) -> float | None:
     return None if rate is None else seconds * float(rate)
 
 
+def config_hash(settings: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that change when any setting changes, but that which says whether to continue."""
+    return content_hash({key: value for key, value in settings.items() if key != "resume"})
+
+
 def collect_results(
     *,
+    domain: str,
     model: str,
-    settings: dict[str, Any],
-    datamodule: TripleDataModule,
+    settings: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
-    test: Mapping[str, float | None],
-    parameters: int,
     seconds: float,
     device: str,
+    status: str,
+    error: str | None = None,
 ) -> dict[str, Any]:
-    """What ``final_results.json`` holds: the same keys for every domain and model, None where one does not apply.
+    """What ``final_results.json`` holds of every run: the same keys always, None where one does not apply (yet).
 
     Args:
-        model: its name in ``conf/model``.
+        domain, model: their names in ``conf``.
         settings: the whole configuration, as plain values.
         history: rows of ``training_history.json``.
-        test: figures of the test sets.
+        seconds: in all processes of the run.
         device: ``cpu`` or ``cuda``.
+        status: ``completed``, ``failed`` or ``interrupted``.
+        error: what ended the run, if it was not completed.
     """
-    best = min(history, key=lambda row: row["val/loss"])
-    classes = [float(test[key] or 0) for key in ("accuracy_class_0", "accuracy_class_1") if key in test]
+    best = min(history, key=lambda row: row["val/loss"]) if history else {}
     rates = [row["graphs_per_second"] for row in history[1:] or history]  # the first epoch warms up
     return {
-        "status": "completed",
-        "domain": datamodule.name,
+        "status": status,
+        "error": error,
+        "domain": domain,
         "model": model,
         "levels": settings["model"].get("levels"),
         "seed": settings["seed"],
-        "epochs": history[-1]["epoch"],
-        "best_epoch": best["epoch"],
-        "best_val_loss": best["val/loss"],
+        "epochs": len(history),
+        "best_epoch": best.get("epoch"),
+        "best_val_loss": best.get("val/loss"),
         "val": {key.removeprefix("val/"): value for key, value in best.items() if key.startswith("val/")},
+        **dict.fromkeys(("test", "majority", "shortcuts", "ceiling", "ceiling_do", "collapsed", "parameters")),
+        "seconds": seconds,
+        "graphs_per_second": sum(rates) / len(rates) if rates else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "cost_usd": cost_usd(seconds),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "config_hash": config_hash(settings),
+    }
+
+
+def judged(test: Mapping[str, float | None], datamodule: TripleDataModule, parameters: int) -> dict[str, Any]:
+    """What a completed run adds: the figures of the test sets, and what they are to be judged by."""
+    classes = [float(test[key] or 0) for key in ("accuracy_class_0", "accuracy_class_1") if key in test]
+    return {
         "test": dict(test),
         "majority": datamodule.majority if classes else None,
         "shortcuts": datamodule.shortcuts if classes else {},
@@ -128,14 +173,6 @@ def collect_results(
         "ceiling_do": datamodule.ceilings.get("do"),
         "collapsed": bool(classes) and collapsed(*classes),
         "parameters": parameters,
-        "seconds": seconds,
-        "graphs_per_second": sum(rates) / len(rates),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "cost_usd": cost_usd(seconds),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "config_hash": content_hash({key: value for key, value in settings.items() if key != "resume"}),
     }
 
 

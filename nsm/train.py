@@ -1,10 +1,12 @@
 """``python -m nsm.train``: compose, build, fit, test, write the results."""
 
+import contextlib
 import logging
 import shlex
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,15 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from nsm import callbacks, cli, data, models, runs
+from nsm import callbacks, checkpoints, cli, data, models, resume, runs, saving
 from nsm.config import Config, check, read_config, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
+from nsm.failures import explained
+from nsm.interrupts import Interrupts
 from nsm.module import NSMModule, build_module
 from nsm.probe import structure_only_error
 
@@ -45,42 +45,77 @@ def main(composed: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return train(composed, folder)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         overrides = [*HydraConfig.get().overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder}"]
         log.warning("interrupted; to continue: %s", shlex.join(["python", "-m", "nsm.train", *overrides]))
         raise
 
 
 def train(composed: DictConfig, folder: Path) -> float:
-    """Train as configured, write the run into ``folder``, and return the best epoch's validation task loss."""
-    start = time.perf_counter()
+    """Train as configured, write the run into ``folder``, and return the best epoch's validation task loss.
+
+    Where the folder holds the same run, it is continued; where that is complete, nothing is done.
+    """
     config = read_config(composed)
-    prepare_process(config)
-    runs.prepare_folder(folder)
-    datamodule = build_datamodule(composed, config)
     settings: Any = OmegaConf.to_container(composed, resolve=True)
-    module = build_module(config, datamodule, settings)
-    history = callbacks.History(folder)
-    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
-    trainer = build_trainer(config, folder, history, tensorboard)
-    last = folder / runs.LAST
-    trainer.fit(module, datamodule=datamodule, ckpt_path=last if config.resume == "auto" and last.exists() else None)
-    trainer.test(module, datamodule=datamodule, ckpt_path=folder / runs.BEST, verbose=False)
-    results = runs.collect_results(
-        model=schema_name(type(config.model)),
-        settings=settings,
-        datamodule=datamodule,
-        history=history.rows,
-        test=test_results(config, module, datamodule),
-        parameters=sum(parameter.numel() for parameter in module.model.parameters()),
-        seconds=history.seconds_before + time.perf_counter() - start,
-        device=config.hardware.device,
-    )
-    runs.write_json(folder / runs.RESULTS, results)
-    tensorboard.log_hyperparams(settings, runs.headline(results))
-    tensorboard.finalize("success")
+    prepare_process(config)
+    interrupts = Interrupts()
+    with interrupts.heeded(), runs.writing(folder):
+        past = resume.look(folder, settings)
+        if past.results is not None:
+            log.info("%s is complete already; resume=never trains it anew", folder)
+            return past.results["val"]["task_loss"]
+        if config.resume == "never":
+            runs.forget(folder)
+        history = callbacks.History(folder)
+        with recorded(folder, config, settings, history) as record:
+            datamodule = build_datamodule(composed, config)
+            module = build_module(config, datamodule, settings)
+            past.check_fits(module)
+            tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+            trainer = build_trainer(config, folder, history, tensorboard, interrupts)
+            with interrupts.patiently():
+                trainer.fit(module, datamodule=datamodule, ckpt_path=past.checkpoint, weights_only=True)
+            module.restore(checkpoints.load(folder / checkpoints.BEST))
+            trainer.test(module, datamodule=datamodule, verbose=False)
+            parameters = sum(parameter.numel() for parameter in module.model.parameters())
+            results = record("completed") | runs.judged(
+                test_results(config, module, datamodule), datamodule, parameters
+            )
+            runs.write_json(folder / runs.RESULTS, results)
+            tensorboard.log_hyperparams(settings, runs.headline(results))
+            tensorboard.finalize("success")
     log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
     return results["val"]["task_loss"]
+
+
+@contextlib.contextmanager
+def recorded(folder: Path, config: Config, settings: Any, history: callbacks.History) -> Iterator[Callable[..., Any]]:
+    """Give a function that collects the results so far; an exception's are written, and its remedy is told."""
+    start = time.perf_counter()
+
+    def record(status: str, error: str | None = None) -> dict[str, Any]:
+        return runs.collect_results(
+            domain=schema_name(type(config.domain)),
+            model=schema_name(type(config.model)),
+            settings=settings,
+            history=history.rows,
+            seconds=history.seconds_before + time.perf_counter() - start,
+            device=config.hardware.device,
+            status=status,
+            error=error,
+        )
+
+    try:
+        yield record
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        told = explained(error, batch_size=config.schedule.batch_size)
+        status = "interrupted" if isinstance(told, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):  # of a full disk, say; what ended the run tells more
+            runs.write_json(folder / runs.RESULTS, record(status, f"{type(told).__name__}: {told}"))
+        if told is error:
+            raise
+        raise told from (None if isinstance(error, SystemExit) else error)
 
 
 def prepare_process(config: Config) -> None:
@@ -117,7 +152,9 @@ def build_datamodule(composed: DictConfig, config: Config) -> TripleDataModule:
     return datamodule
 
 
-def build_trainer(config: Config, folder: Path, history: callbacks.History, tensorboard: TensorBoardLogger) -> Trainer:
+def build_trainer(
+    config: Config, folder: Path, history: callbacks.History, tensorboard: TensorBoardLogger, interrupts: Interrupts
+) -> Trainer:
     """Lightning's trainer with everything that watches a run."""
     schedule, hardware = config.schedule, config.hardware
     on_gpu, in_terminal = hardware.device == "cuda", sys.stdout.isatty()
@@ -127,10 +164,11 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, tens
         callbacks.FirstBatch(),
         callbacks.CollapseWarning(),
         LearningRateMonitor(logging_interval="epoch"),
-        EarlyStopping("val/loss", patience=schedule.early_stopping_patience),
-        callbacks.PeriodicCheckpoint(folder, every_epochs=schedule.checkpoint_every_epochs),
-        ModelCheckpoint(folder, "best_model", monitor="val/loss", save_last=True, enable_version_counter=False),
-        callbacks.ErrorCheckpoint(folder),
+        saving.Patience(schedule.early_stopping_patience),
+        saving.ErrorCheckpoint(folder),
+        saving.BestCheckpoint(folder),
+        saving.PeriodicCheckpoint(folder, every_epochs=schedule.checkpoint_every_epochs),
+        saving.LastCheckpoint(folder, every_minutes=schedule.checkpoint_every_minutes, interrupts=interrupts),
     ]
     if on_gpu:
         watching.insert(0, callbacks.GPUStats())  # before the history, which writes them
@@ -151,6 +189,7 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, tens
         default_root_dir=folder,
         logger=tensorboard,
         callbacks=watching,
+        plugins=checkpoints.CheckpointFiles(),
     )
 
 

@@ -21,14 +21,11 @@ def test_json_is_whole_and_has_only_what_json_has(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_history_of_a_new_folder_is_empty(tmp_path: Path) -> None:
-    assert runs.read_history(tmp_path) == []
-
-
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"file/run cannot be written .*hydra\.run\.dir="):
-        runs.prepare_folder(tmp_path / "file" / "run")
+    refused = pytest.raises(ConfigError, match=r"file/run cannot be written .*hydra\.run\.dir=")
+    with refused, runs.writing(tmp_path / "file" / "run"):
+        pass
 
 
 def test_versions_name_what_decides_a_result() -> None:
