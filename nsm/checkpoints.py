@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from nsm import files
+from nsm import storage
 from nsm.failures import RunError
-from nsm.files import DamagedError
+from nsm.storage import DamagedError
 
 log = logging.getLogger(__name__)
 LAST, BEST, PERIODIC = "last.ckpt", "best_model.ckpt", "checkpoint_epoch_*.ckpt"
@@ -38,9 +38,9 @@ class CheckpointFiles(TorchCheckpointIO):
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write ``state`` to ``path``, whole and sealed."""
-    packed = files.pack(state)
+    packed = storage.pack(state)
     assert packed.endswith(bytes(2))  # a zip archive without a comment: its last field is the comment's length
-    files.write_whole(path, packed[:-2] + _seal(packed[:-2], FORMAT))
+    storage.write_whole(path, packed[:-2] + _seal(packed[:-2], FORMAT))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path} is damaged: its digest does not match its content")
     if version > FORMAT:
         raise RunError(f"{path} was written by a newer version of NSM (format {version}, here {FORMAT}); update NSM")
-    state = files.unpack(content, path)
+    state = storage.unpack(content, path)
     if not isinstance(state, dict) or not state.keys() >= STATE:
         raise DamagedError(f"{path} is no checkpoint of a run")
     return state
@@ -100,6 +100,18 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for told in damage:
         log.warning("%s; continuing from %s, step %d", told, path.name, state["global_step"])
     return path, state
+
+
+def describe(folder: Path) -> str:
+    """What a run in ``folder`` that ended too early can be continued from, in words."""
+    try:
+        found = newest(folder)
+    except RunError as error:
+        return str(error)
+    if found is None:
+        return "Nothing was saved yet: the same command starts anew"
+    path, state = found
+    return f"{path} holds step {state['global_step']}, which the run continues from"
 
 
 def _seal(content: bytes | memoryview, version: int) -> bytes:

@@ -1,6 +1,8 @@
 """What stops a run, told so that a person can act on it."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 import torch
 
@@ -9,7 +11,19 @@ class RunError(RuntimeError):
     """Trouble that a user can do something about; the message names it and the remedy."""
 
 
-def explained(error: BaseException, *, batch_size: int) -> BaseException:
+@contextlib.contextmanager
+def explaining(batch_size: int) -> Iterator[None]:
+    """Raise what is raised inside as :func:`explained` tells it."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        told = explained(error, batch_size)
+        if told is error:
+            raise
+        raise told from (None if isinstance(error, SystemExit) else error)
+
+
+def explained(error: BaseException, batch_size: int) -> BaseException:
     """``error`` itself, or where a library raised it for a known reason, a :class:`RunError` that names the remedy.
 
     Args:
@@ -24,11 +38,13 @@ def explained(error: BaseException, *, batch_size: int) -> BaseException:
             f"the disk is full ({error.filename or error.strerror}); what was saved before is sound. Free some "
             "space and give the same command again; hydra.run.dir= moves the run, domain.cache_dir= the data cache"
         )
-    if isinstance(error, torch.OutOfMemoryError):
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    if on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in message:
         return RunError(
-            f"out of GPU memory{_gpu_memory()} with schedule.batch_size={batch_size}. Lower it; "
-            f"schedule.batch_size={max(1, batch_size // 2)} schedule.accumulate_batches=2 makes steps of the same "
-            f"size. Also: domain.eval_batch_size, model.node_features, hardware.precision=bf16-mixed. ({message})"
+            f"out of {'GPU ' if on_gpu else ''}memory{_gpu_memory() if on_gpu else ''} with schedule.batch_size="
+            f"{batch_size}. Lower it; schedule.batch_size={max(1, batch_size // 2)} schedule.accumulate_batches=2 "
+            "makes steps of the same size. Also: domain.eval_batch_size, model.node_features"
+            f"{', hardware.precision=bf16-mixed' if on_gpu else ''}. ({message})"
         )
     if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
         return RunError(

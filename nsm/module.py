@@ -150,7 +150,8 @@ class NSMModule(LightningModule):
         scaled = self.trainer.precision == "16-mixed"  # whose overflows are usual, and skipped by the scaler
         if bool(loss.isfinite() if scaled else (loss + norm).isfinite()):
             return
-        where = f"epoch {self.current_epoch + 1}, batch {self.trainer.fit_loop.batch_idx}, step {self.global_step}"
+        batch = self.trainer.fit_loop.batch_idx + 1
+        where = f"epoch {self.current_epoch + 1}, batch {batch}, step {self.global_step + 1}"
         told = f"at {where} the loss is {loss:.4g} and the norm of its gradient {norm:.4g}"
         if not self.schedule.skip_nonfinite:
             raise RunError(_diverged(told, self.schedule.learning_rate))
@@ -286,9 +287,8 @@ class NSMModule(LightningModule):
 
 def _diverged(what: str, learning_rate: float) -> str:
     return (
-        f"{what}: no longer a finite number. last.ckpt and best_model.ckpt are from before. schedule.learning_rate="
-        f"{learning_rate} may be too high: lower it, or set schedule.warmup or schedule.gradient_clip; "
-        "schedule.skip_nonfinite=true leaves such steps out"
+        f"{what}, no longer a finite number. schedule.learning_rate={learning_rate} may be too high: lower it, or set "
+        "schedule.warmup or schedule.gradient_clip; schedule.skip_nonfinite=true leaves such steps out"
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from nsm import checkpoints, runs
 from nsm.failures import RunError
-from nsm.files import DamagedError
+from nsm.storage import DamagedError
 
 FREE = frozenset(
     {
@@ -26,6 +26,10 @@ FREE_GROUPS = ("hardware.", "domain_defaults.")
 REMEDY = "choose another folder with hydra.run.dir=, or start anew in this one with resume=never"
 
 
+class RefusedError(RunError):
+    """A folder holds something that a run neither continues nor replaces."""
+
+
 @dataclass(frozen=True)
 class Past:
     """What a folder holds of a run."""
@@ -38,21 +42,22 @@ class Past:
     """Where the run is complete."""
 
     def check_fits(self, module: nn.Module) -> None:
-        """Raise :class:`RunError` if the checkpoint holds another model than ``module``."""
+        """Raise :class:`RefusedError` if the checkpoint holds another model than ``module``."""
         if self.state is None:
             return
         there = {name: value.shape for name, value in self.state["state_dict"].items()}
         here = {name: value.shape for name, value in module.state_dict().items()}
         if there != here:
             name = min(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-            raise RunError(f"{self.checkpoint} holds another model ({name} differs): {REMEDY}")
+            raise RefusedError(f"{self.checkpoint} holds another model ({name} differs): {REMEDY}")
 
 
 def look(folder: Path, settings: Mapping[str, Any]) -> Past:
     """What ``folder`` holds of the run that ``settings``, the whole configuration, describes.
 
     Raises:
-        RunError: if it holds another run, or one that cannot be continued because its files are damaged.
+        RefusedError: if it holds another run.
+        RunError: if it holds one that cannot be continued because its files are damaged.
     """
     if settings["resume"] == "never":
         return Past()
@@ -61,17 +66,17 @@ def look(folder: Path, settings: Mapping[str, Any]) -> Past:
     newest = checkpoints.newest(folder)
     if newest is None:
         if results is not None and results.get("config_hash") != runs.config_hash(settings):
-            raise RunError(f"{folder} holds a complete run of another configuration: {REMEDY}")
+            raise RefusedError(f"{folder} holds a complete run of another configuration: {REMEDY}")
         return Past(results=results)
     path, state = newest
     differing = list(_differences(state["hyper_parameters"], settings))
     if differing:
-        raise RunError(f"{folder} holds a run of another configuration ({', '.join(differing)}): {REMEDY}")
+        raise RefusedError(f"{folder} holds a run of another configuration ({', '.join(differing)}): {REMEDY}")
     if any(callback.get("best_model_path") for callback in state["callbacks"].values()):
         try:
             checkpoints.load(folder / checkpoints.BEST)
         except DamagedError as error:
-            raise RunError(f"{error}, and nothing else holds the weights of the best epoch: {REMEDY}") from error
+            raise RefusedError(f"{error}, and nothing else holds the weights of the best epoch: {REMEDY}") from error
     return Past(path, state, results)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import nsm
-from nsm import files, locks
+from nsm import locks, storage
 from nsm.config import ConfigError
 from nsm.data.cache import content_hash
 from nsm.data.datamodule import TripleDataModule
@@ -46,7 +46,7 @@ def writing(folder: Path) -> Iterator[None]:
             "hydra.run.dir=, or hydra.sweep.dir= in a multirun"
         ) from error
     with locks.writing(folder):
-        files.remove_unfinished(folder)
+        storage.remove_unfinished(folder)
         yield
 
 
@@ -58,7 +58,7 @@ def forget(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``path`` whole or not at all; numbers that JSON lacks (NaN, infinities) become null."""
-    files.write_whole(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+    storage.write_whole(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:

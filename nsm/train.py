@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from nsm import callbacks, checkpoints, cli, data, models, resume, runs, saving
 from nsm.config import Config, check, read_config, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
-from nsm.failures import explained
+from nsm.failures import RunError, explained, explaining
 from nsm.interrupts import Interrupts
 from nsm.module import NSMModule, build_module
 from nsm.probe import structure_only_error
@@ -60,7 +60,7 @@ def train(composed: DictConfig, folder: Path) -> float:
     settings: Any = OmegaConf.to_container(composed, resolve=True)
     prepare_process(config)
     interrupts = Interrupts()
-    with interrupts.heeded(), runs.writing(folder):
+    with interrupts.heeded(), explaining(config.schedule.batch_size), runs.writing(folder):
         past = resume.look(folder, settings)
         if past.results is not None:
             log.info("%s is complete already; resume=never trains it anew", folder)
@@ -91,7 +91,7 @@ def train(composed: DictConfig, folder: Path) -> float:
 
 @contextlib.contextmanager
 def recorded(folder: Path, config: Config, settings: Any, history: callbacks.History) -> Iterator[Callable[..., Any]]:
-    """Give a function that collects the results so far; an exception's are written, and its remedy is told."""
+    """Give a function that collects the results so far; those that an exception ends are written, with its reason."""
     start = time.perf_counter()
 
     def record(status: str, error: str | None = None) -> dict[str, Any]:
@@ -108,14 +108,17 @@ def recorded(folder: Path, config: Config, settings: Any, history: callbacks.His
 
     try:
         yield record
+    except resume.RefusedError:  # the folder's results are another run's
+        raise
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        told = explained(error, batch_size=config.schedule.batch_size)
-        status = "interrupted" if isinstance(told, KeyboardInterrupt) else "failed"
+        told = explained(error, config.schedule.batch_size)
+        stopped = isinstance(told, KeyboardInterrupt)
         with contextlib.suppress(OSError):  # of a full disk, say; what ended the run tells more
-            runs.write_json(folder / runs.RESULTS, record(status, f"{type(told).__name__}: {told}"))
-        if told is error:
-            raise
-        raise told from (None if isinstance(error, SystemExit) else error)
+            results = record("interrupted" if stopped else "failed", f"{type(told).__name__}: {told}")
+            runs.write_json(folder / runs.RESULTS, results)
+        if isinstance(told, RunError):
+            raise RunError(f"{told}. {checkpoints.describe(folder)}") from error
+        raise
 
 
 def prepare_process(config: Config) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from nsm import checkpoints, files
+from nsm import checkpoints, storage
 from nsm.failures import RunError
-from nsm.files import DamagedError
+from nsm.storage import DamagedError
 from nsm.train import train
 from tests.test_resume import read
 
@@ -108,12 +108,12 @@ def test_a_power_cut_between_writing_and_renaming_leaves_the_old_file(
     checkpoints.save(STATE, path)
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", cut)
+        patch.setattr(storage.os, "replace", cut)
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # a process that is gone removes nothing
         with pytest.raises(PowerCutError):
             checkpoints.save({**STATE, "global_step": 4}, path)
     assert path.read_bytes() == before
     (left,) = [file for file in tmp_path.iterdir() if file != path]
     assert left.name.startswith(".last.ckpt.")
-    files.remove_unfinished(tmp_path)
+    storage.remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == [path]

@@ -214,7 +214,7 @@ def test_early_stopping(composed: Callable[..., DictConfig], tmp_path: Path) -> 
 
 
 def test_divergence_ends_the_run(command: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"schedule\.learning_rate=1e\+30 .* no longer a finite number"):
+    with pytest.raises(SystemExit, match=r"no longer a finite number\. schedule\.learning_rate=1e\+30 "):
         command("schedule.learning_rate=1e30", "schedule.gradient_clip=null", f"hydra.run.dir={tmp_path / 'run'}")
     assert (tmp_path / "run" / "error.ckpt").exists()
     results = read(tmp_path / "run", "final_results.json")

@@ -1,6 +1,7 @@
 """A cache of generated data on disk: named by what decides the content, checked before it is trusted."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -10,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nsm import files
+from nsm import storage
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,11 @@ def load_or_make(folder: Path, name: str, description: Mapping[str, Any], make: 
         stored = _read(content, manifest, described) if manifest.exists() else None
         if stored is None:
             stored = make()
-            packed = files.pack(stored)
+            packed = storage.pack(stored)
             written = {"sha256": hashlib.sha256(packed).hexdigest(), "description": described}
             with _told(folder):
-                files.write_whole(content, packed)
-                files.write_whole(manifest, json.dumps(written, indent=2).encode())
+                storage.write_whole(content, packed)
+                storage.write_whole(manifest, json.dumps(written, indent=2).encode())
         return stored
     finally:
         lock.release()
@@ -60,6 +61,8 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOSPC:  # which concerns more than this folder
+            raise
         raise OSError(
             f"cannot write the data cache {folder}: {error}; set domain.cache_dir to a folder that can be written"
         ) from error
@@ -74,7 +77,7 @@ def _read(content: Path, manifest: Path, described: Any) -> Any:
         if expected != {"sha256": hashlib.sha256(packed).hexdigest(), "description": described}:
             log.warning("%s is damaged (its digest does not match); making it anew", content)
             return None
-        return files.unpack(packed, content)
+        return storage.unpack(packed, content)
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s); making it anew", content, error)
         return None
