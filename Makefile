@@ -18,11 +18,12 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable
 
-.PHONY: help train test bench lint constraints clean
+.PHONY: help train test test-faults bench lint constraints clean
 
 help:
 	@echo "make train   train on the default domain, from nothing to test metrics"
 	@echo "make test    run the tests"
+	@echo "make test-faults   kill runs at random moments and feed them bad input, in bulk"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure speed"
 	@echo "make constraints   resolve constraints.txt anew after a change of pyproject.toml"
@@ -37,6 +38,9 @@ bench: .venv/installed
 # One thread a worker: the workers already fill the cores.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 $(ARGS)
+
+test-faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

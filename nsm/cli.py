@@ -55,8 +55,8 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
         if error.filename is None:
             raise
         sys.exit(
-            f"error: {error.filename} cannot be used: {error.strerror}. A run's folder is moved with hydra.run.dir= "
-            "(in a multirun hydra.sweep.dir=), the data cache with domain.cache_dir="
+            f"error: {error.filename2 or error.filename} cannot be used: {error.strerror}. A run's folder is moved "
+            "with hydra.run.dir= (in a multirun hydra.sweep.dir=), the data cache with domain.cache_dir="
         )
 
 
@@ -150,6 +150,8 @@ def _compose(config_name: str, overrides: Sequence[str], whole: bool = False) ->
         return compose(config_name, overrides=list(overrides), return_hydra_config=whole)
     except HydraException as error:
         raise ConfigError(_explain(error, config_name, overrides)) from error
+    except Exception as error:  # Hydra meets overrides that it did not foresee with exceptions of any kind
+        raise ConfigError(f"{' '.join(overrides)} cannot be used: {error or type(error).__name__}") from error
 
 
 def _explain(error: HydraException, config_name: str, overrides: Sequence[str]) -> str:

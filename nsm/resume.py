@@ -62,7 +62,7 @@ def look(folder: Path, settings: Mapping[str, Any]) -> Past:
     if settings["resume"] == "never":
         return Past()
     found = runs.read_results(folder)
-    results = found if found is not None and found["status"] == "completed" else None
+    results = found if found is not None and runs.is_complete(found) else None
     newest = checkpoints.newest(folder)
     if newest is None:
         if results is not None and results.get("config_hash") != runs.config_hash(settings):

@@ -71,10 +71,17 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s)", path, error)
         return None
-    if not isinstance(results, dict) or not {"status", "val", "config_hash"} <= results.keys():
+    if not isinstance(results, dict) or "status" not in results:
         log.warning("%s holds no results", path)
         return None
     return results
+
+
+def is_complete(results: Mapping[str, Any]) -> bool:
+    """Whether a run that wrote ``results`` ran to its end; what a completed run always writes is there then."""
+    val, test = results.get("val"), results.get("test")
+    measured = isinstance(test, dict) and isinstance(val, dict) and isinstance(val.get("task_loss"), float)
+    return results["status"] == "completed" and measured
 
 
 def peak_memory_bytes() -> int:
