@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,12 +22,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nsm import resume, runs
+from nsm import resume, runs, sweeps
 from nsm.config import Config, ConfigError, read_config, unknown_key
 from nsm.failures import RunError
 from nsm.interrupts import InterruptedRun
 
-LOCAL_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+LOCAL_LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+)
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
@@ -36,15 +39,19 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print and hide
     try:
         arguments = get_args_parser().parse_args()
-        if not (
-            arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
-        ):
-            searched = _searched(arguments.config_path, arguments.config_dir, arguments.overrides)
-            overrides, name = [*searched, *arguments.overrides], arguments.config_name or config_name
-            check_configurations(overrides, config_dir, name)
-            if not arguments.multirun and is_complete(overrides, config_dir, name):
-                return
-        main()
+        if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+            main()
+            return
+        searched = _searched(arguments.config_path, arguments.config_dir, arguments.overrides)
+        jobs = compose_jobs([*searched, *arguments.overrides], config_dir, arguments.config_name or config_name)
+        hydra = jobs[0].hydra
+        if not (arguments.multirun or hydra.mode == RunMode.MULTIRUN):
+            if not is_complete(jobs[0]):
+                main()
+        elif hydra.launcher._target_ in LOCAL_LAUNCHERS and hydra.sweeper._target_ == SWEEPER:
+            sweep(main, jobs)
+        else:
+            main()
     except (ConfigError, RunError, HydraException) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stopped:
@@ -60,8 +67,8 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
         )
 
 
-def check_configurations(overrides: Sequence[str], config_dir: str, config_name: str) -> list[Config]:
-    """Compose and check every configuration that a command line asks for: one, or those of a sweep.
+def compose_jobs(overrides: Sequence[str], config_dir: str, config_name: str) -> list[DictConfig]:
+    """Compose and check every configuration that a command line asks for: one, or those of a sweep; Hydra's included.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed, of the first thing that cannot be used.
@@ -71,25 +78,34 @@ def check_configurations(overrides: Sequence[str], config_dir: str, config_name:
         fixed = [str(override.input_line) for override in _parse(overrides) if override.key_or_group not in sweeps]
         hydra = _compose(config_name, _without_launcher_settings(fixed), whole=True).hydra
         params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
-        jobs = BasicSweeper.split_arguments(_parse([*params, *overrides]), max_batch_size=None)[0]
+        split = BasicSweeper.split_arguments(_parse([*params, *overrides]), max_batch_size=None)[0]
         try:
             launcher = _compose(config_name, fixed, whole=True).hydra.launcher
-            every = [_compose(config_name, job, whole=True) for job in jobs]
+            jobs = [_compose(config_name, job, whole=True) for job in split]
         except ConfigError:  # which a setting of one launcher causes in a job that has another
-            for job in jobs:
-                of_job = _compose(config_name, _without_launcher_settings(job), whole=True).hydra.launcher
-                check_launcher(of_job, hydra.launcher, job)
+            for of_job in split:
+                without = _compose(config_name, _without_launcher_settings(of_job), whole=True).hydra.launcher
+                check_launcher(without, hydra.launcher, of_job)
             raise
-        configs = []
-        for job, composed in zip(jobs, every, strict=True):
-            check_launcher(composed.hydra.launcher, launcher, job)
-            with open_dict(composed):
-                del composed.hydra
-            configs.append(read_config(composed))
-    if hydra.launcher._target_ == LOCAL_LAUNCHER:
-        for config in configs:
+    for job, of_job in zip(jobs, split, strict=True):
+        check_launcher(job.hydra.launcher, launcher, of_job)
+        config = read_run(job)
+        if launcher._target_ in LOCAL_LAUNCHERS:
             config.hardware.check_present()
-    return configs
+    return jobs
+
+
+def check_configurations(overrides: Sequence[str], config_dir: str, config_name: str) -> list[Config]:
+    """The configurations of :func:`compose_jobs`, as checked dataclasses."""
+    return [read_run(job) for job in compose_jobs(overrides, config_dir, config_name)]
+
+
+def read_run(job: DictConfig) -> Config:
+    """A run's own configuration, without Hydra's."""
+    own = job.copy()
+    with open_dict(own):
+        del own["hydra"]
+    return read_config(own)
 
 
 def check_launcher(of_job: DictConfig, of_sweep: DictConfig, overrides: Sequence[str]) -> None:
@@ -101,27 +117,31 @@ def check_launcher(of_job: DictConfig, of_sweep: DictConfig, overrides: Sequence
         )
 
 
-def is_complete(overrides: Sequence[str], config_dir: str, config_name: str) -> bool:
+def is_complete(job: DictConfig) -> bool:
     """Whether a single run is complete already; Hydra writes into its folder before it calls the run, so look before.
 
     Raises:
         RunError: if the folder holds another run, or another process writes into it.
     """
-    with initialize_config_dir(config_dir, version_base="1.3"):
-        composed = _compose(config_name, overrides, whole=True)
-    if composed.hydra.mode == RunMode.MULTIRUN:
-        return False
-    HydraConfig.instance().set_config(composed)  # which names of folders may refer to
-    folder = Path(composed.hydra.run.dir)
-    own = [str(key) for key in composed if key != "hydra"]
-    settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, own), resolve=True)
+    HydraConfig.instance().set_config(job)  # which names of folders may refer to
+    folder = Path(job.hydra.run.dir)
     if not folder.exists():
         return False
     with runs.writing(folder):
-        complete = resume.look(folder, settings).results is not None
+        complete = resume.look(folder, sweeps.settings_of(job)).results is not None
     if complete:
         print(f"{folder} is complete already; resume=never trains it anew")
     return complete
+
+
+def sweep(main: Callable[[], None], configurations: Sequence[DictConfig]) -> None:
+    """Run a sweep on this machine, and say what is complete at its end, however it ends."""
+    with sweeps.named(configurations) as jobs:
+        try:
+            if any(job.state() != "complete" for job in jobs):
+                main()
+        finally:
+            print(sweeps.summary(jobs), flush=True)
 
 
 def _searched(config_path: str | None, config_dir: str | None, overrides: Sequence[str]) -> list[str]:

@@ -17,8 +17,12 @@ class InterruptedRun(KeyboardInterrupt):
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
         self.exit_code = 128 + signum
         """Of the process, by the shell's convention."""
+
+    def __reduce__(self) -> tuple[type["InterruptedRun"], tuple[int]]:
+        return type(self), (self.signum,)  # what travels from one process of a sweep to another
 
 
 class Interrupts:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nsm.failures import RunError
+from nsm.storage import DamagedError, read_json
 
 LOCK = ".lock"
 BEAT = 5.0
@@ -103,8 +104,8 @@ def _signs_of_life(file: int) -> Iterator[None]:
 def _owner(path: Path) -> dict[str, Any]:
     """Who signed, or nothing where nobody did."""
     try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
+        owner = read_json(path)
+    except DamagedError:
         return {}
     return owner if isinstance(owner, dict) and {"host", "pid"} <= owner.keys() else {}
 

@@ -67,9 +67,9 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        results = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s)", path, error)
+        results = storage.read_json(path)
+    except storage.DamagedError as error:
+        log.warning("%s", error)
         return None
     if not isinstance(results, dict) or "status" not in results:
         log.warning("%s holds no results", path)

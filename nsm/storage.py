@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import secrets
 from pathlib import Path
@@ -45,6 +46,18 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what a process that was killed while writing into ``folder`` left behind."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DamagedError: if it cannot be read, or holds anything else.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} cannot be read ({error})") from error
 
 
 def pack(content: Any) -> bytes:

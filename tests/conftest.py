@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra_plugins.nsm_modal.config import has_credentials
 from omegaconf import DictConfig
 
-from nsm.train import CONF
+from nsm import cli
+from nsm.train import CONF, main
 from tests import toy
 
 TEST_CONF = Path(toy.__file__).parent / "conf"
@@ -53,6 +55,26 @@ def composed(overrides: list[str]) -> Callable[..., DictConfig]:
             return compose("train", overrides=[*overrides, *more])
 
     return compose_with
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> Callable[..., None]:
+    """``python -m nsm.train`` with further arguments, in this process."""
+
+    def run(*arguments: str) -> None:
+        flags = [argument for argument in arguments if argument.startswith("--")]
+        monkeypatch.setattr(sys, "argv", ["nsm.train", *flags, *overrides, *arguments[len(flags) :]])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
+        try:
+            cli.run(main, CONF, "train")
+        finally:
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+            root.handlers, root.level = handlers, level
+
+    return run
 
 
 @pytest.fixture

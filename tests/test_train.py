@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import accuracy_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nsm import cli, locks
+from nsm import locks
 from nsm.config import read_config
 from nsm.module import NSMModule, build_module
-from nsm.train import CONF, build_datamodule, main, train
+from nsm.train import build_datamodule, train
 from tests.conftest import TEST_CONF
 
 RESULT_KEYS = {
@@ -69,26 +69,6 @@ pytestmark = pytest.mark.usefixtures("process_state")
 
 def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text())
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> Callable[..., None]:
-    """``python -m nsm.train`` with further arguments, in this process."""
-
-    def run(*arguments: str) -> None:
-        flags = [argument for argument in arguments if argument.startswith("--")]
-        monkeypatch.setattr(sys, "argv", ["nsm.train", *flags, *overrides, *arguments[len(flags) :]])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        root = logging.getLogger()
-        handlers, level = list(root.handlers), root.level
-        try:
-            cli.run(main, CONF, "train")
-        finally:
-            for handler in set(root.handlers) - set(handlers):
-                handler.close()
-            root.handlers, root.level = handlers, level
-
-    return run
 
 
 def test_a_run_writes_its_folder(

@@ -73,7 +73,7 @@ def _read(content: Path, manifest: Path, described: Any) -> Any:
     if not (manifest.exists() and content.exists()):
         return None
     try:
-        expected, packed = json.loads(manifest.read_text()), content.read_bytes()
+        expected, packed = storage.read_json(manifest), content.read_bytes()
         if expected != {"sha256": hashlib.sha256(packed).hexdigest(), "description": described}:
             log.warning("%s is damaged (its digest does not match); making it anew", content)
             return None
