@@ -45,7 +45,7 @@ class History(Callback):
         self.seconds_before = sum(row["seconds"] for row in self.rows) + self._seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.rows:
+        if self.rows and trainer.is_global_zero:
             write_json(self.folder / HISTORY, self.rows)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,11 +70,12 @@ class History(Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "temperature": pl_module.temperature,
             "seconds": self._seconds + time.perf_counter() - self._start,
-            "graphs_per_second": self._graphs / max(training_seconds, 1e-9),
+            "graphs_per_second": self._graphs * trainer.world_size / max(training_seconds, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self.rows.append(row)
-        write_json(self.folder / HISTORY, self.rows)
+        if trainer.is_global_zero:
+            write_json(self.folder / HISTORY, self.rows)
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nsm import resume, runs, sweeps
+from nsm import devices, resume, runs, sweeps
 from nsm.config import Config, ConfigError, read_config, unknown_key
 from nsm.failures import RunError
 from nsm.interrupts import InterruptedRun
@@ -39,7 +39,14 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print and hide
     try:
         arguments = get_args_parser().parse_args()
-        if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+        if (
+            devices.following()
+            or arguments.help
+            or arguments.hydra_help
+            or arguments.cfg
+            or arguments.info
+            or arguments.shell_completion
+        ):
             main()
             return
         searched = _searched(arguments.config_path, arguments.config_dir, arguments.overrides)
@@ -48,7 +55,9 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
         if not (arguments.multirun or hydra.mode == RunMode.MULTIRUN):
             if not is_complete(jobs[0]):
                 main()
-        elif hydra.launcher._target_ in LOCAL_LAUNCHERS and hydra.sweeper._target_ == SWEEPER:
+            return
+        devices.check_single(jobs)
+        if hydra.launcher._target_ in LOCAL_LAUNCHERS and hydra.sweeper._target_ == SWEEPER:
             sweep(main, jobs)
         else:
             main()

@@ -215,6 +215,8 @@ class HardwareConfig:
 
     accelerator: str = "auto"
     """``cpu``, ``gpu``, or ``auto``: the GPU if there is one."""
+    devices: int = 1
+    """GPUs, or on the CPU processes, that share each batch."""
     precision: str = "32-true"
     tf32: bool = False
     """Let a GPU round the inputs of float32 matrix products to 10 bits."""
@@ -232,6 +234,7 @@ class HardwareConfig:
             self.accelerator,
             f"one of {_listed(accelerators)}",
         )
+        check(self.devices >= 1, "hardware.devices", self.devices, "at least 1")
         check(self.precision in PRECISIONS, "hardware.precision", self.precision, f"one of {_listed(PRECISIONS)}")
         check(self.num_workers >= 0, "hardware.num_workers", self.num_workers, "0 or more")
         check(self.threads is None or self.threads >= 1, "hardware.threads", self.threads, "at least 1, or null")
@@ -251,6 +254,9 @@ class HardwareConfig:
             "no GPU was found (hardware=gpu and hardware=a100 need one); use hardware=cpu, or hardware=auto, which "
             "takes a GPU where there is one",
         )
+        if self.device == "cuda":
+            there = torch.cuda.device_count()
+            check(self.devices <= there, "hardware.devices", self.devices, f"this machine has {there} GPUs")
         if self.precision == "16-mixed":
             remedy = "float16 needs a GPU, and there is none in use; use hardware.precision=bf16-mixed or 32-true"
             check(self.device == "cuda", "hardware.precision", self.precision, remedy)
@@ -277,6 +283,8 @@ class Config:
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 2**32 - 1")
         check(self.resume in ("auto", "never"), "resume", self.resume, "auto or never")
+        devices, allowed = self.hardware.devices, "a number that schedule.batch_size is a multiple of"
+        check(self.domain.batch_size % devices == 0, "hardware.devices", devices, allowed)
 
 
 def register_schemas(*packages: ModuleType) -> None:

@@ -63,10 +63,10 @@ class Interrupts:
         """Whether a signal waits to be obeyed."""
         return self._received is not None
 
-    def obey(self) -> None:
-        """Raise :class:`InterruptedRun` if a signal waits."""
-        if self._received is not None:
-            raise InterruptedRun(self._received)
+    def obey(self, *, asked: bool = False) -> None:
+        """Raise :class:`InterruptedRun` if a signal waits, or if another process of this run was ``asked`` to stop."""
+        if asked or self.waiting:
+            raise InterruptedRun(signal.SIGTERM if self._received is None else self._received)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if not self._patient or self.waiting:

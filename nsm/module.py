@@ -3,10 +3,11 @@
 Shape letters: G samples, C logits.
 """
 
+import contextlib
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,11 @@ class NSMModule(LightningModule):
         weights = self.class_weights[target]
         return (losses * weights).sum() / weights.sum()
 
+    def on_train_start(self) -> None:
+        if self.global_rank:  # a checkpoint holds what all devices have gathered, and the first one goes on from it
+            for metric in self._train_metrics():
+                metric.reset()
+
     def on_train_epoch_start(self) -> None:
         for metric in self._train_metrics():
             metric.reset()  # of what a checkpoint at the end of an epoch brought back
@@ -129,10 +135,16 @@ class NSMModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout depends on where in the run a step is and on nothing before it, so that a continued run draws what an
         # unbroken one would.
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx]).generate_state(1)[0]))
+        where = [self.seed, self.current_epoch, batch_idx, *([self.global_rank] if self.global_rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._losses(batch, "train", self.train_metrics)
+        if (
+            self.trainer.world_size > 1
+        ):  # gradients are averaged over devices, whose parts of a batch may differ in size
+            total = self.trainer.strategy.reduce(torch.tensor(float(batch.num_graphs), device=loss.device), None, "sum")
+            loss = loss * (batch.num_graphs * self.trainer.world_size / total)
         # Of a step over several batches, any of them.
         begins = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._step_loss = loss.detach() if begins else self._step_loss + loss.detach()
@@ -197,8 +209,21 @@ class NSMModule(LightningModule):
         }
         return metrics, {name: float(error.compute()) for name, error in self.cycle_errors.items()}
 
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, a training epoch's metrics are those of all devices."""
+        with contextlib.ExitStack() as stack:
+            for metrics in self._train_metrics():
+                for metric in metrics.values() if isinstance(metrics, MetricCollection) else [metrics]:
+                    stack.enter_context(metric.sync_context())
+            yield
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["temperature"] = self.temperature
+        if self.trainer.is_last_batch:  # what an epoch gathered goes into no other, and each device has only its part
+            for name, value in checkpoint["state_dict"].items():
+                if name.startswith(("train_metrics.", "mean_losses.train/")):
+                    checkpoint["state_dict"][name] = torch.zeros_like(value)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.temperature = checkpoint["temperature"]

@@ -74,17 +74,22 @@ class LastCheckpoint(Checkpoint):
         self._saved = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interrupts.obey()
+        if trainer.strategy.reduce_boolean_decision(self.interrupts.waiting, all=False):
+            self.interrupts.obey(asked=True)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *step: Any) -> None:
         batch_idx = step[-1]
         # Accumulated gradients are in no checkpoint, and what follows an epoch's last batch is saved with the epoch.
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
             return
         due = self.every_minutes is not None and time.monotonic() - self._saved >= 60 * self.every_minutes
-        if due or self.interrupts.waiting:
-            self._save(trainer)
-        self.interrupts.obey()
+        # Devices save together or wait for each other forever, and a signal may reach only one of their processes.
+        stop = trainer.strategy.reduce_boolean_decision(self.interrupts.waiting, all=False)
+        if stop or trainer.strategy.reduce_boolean_decision(due, all=False):
+            with pl_module.gathered():
+                self._save(trainer)
+        if stop:
+            self.interrupts.obey(asked=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
@@ -104,7 +109,8 @@ class ErrorCheckpoint(Callback):
         self.path = folder / "error.ckpt"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) or not (trainer.training or trainer.validating):
+        within = trainer.training or trainer.validating
+        if isinstance(exception, KeyboardInterrupt) or not within or trainer.world_size > 1:  # others may not be at it
             return
         try:
             trainer.save_checkpoint(self.path)

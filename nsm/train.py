@@ -1,6 +1,7 @@
 """``python -m nsm.train``: compose, build, fit, test, write the results."""
 
 import contextlib
+import dataclasses
 import logging
 import shlex
 import sys
@@ -20,7 +21,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from nsm import callbacks, checkpoints, cli, data, models, resume, runs, saving
+from nsm import callbacks, checkpoints, cli, data, devices, models, resume, runs, saving
 from nsm.config import Config, check, read_config, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
 from nsm.failures import RunError, explained, explaining
@@ -60,6 +61,10 @@ def train(composed: DictConfig, folder: Path) -> float:
     settings: Any = OmegaConf.to_container(composed, resolve=True)
     prepare_process(config)
     interrupts = Interrupts()
+    if devices.following():
+        with interrupts.heeded(), interrupts.patiently():
+            follow(composed, config, settings, folder, interrupts)
+        sys.exit()
     with interrupts.heeded(), explaining(config.schedule.batch_size), runs.writing(folder):
         past = resume.look(folder, settings)
         if past.results is not None:
@@ -76,6 +81,10 @@ def train(composed: DictConfig, folder: Path) -> float:
             trainer = build_trainer(config, folder, history, tensorboard, interrupts)
             with interrupts.patiently():
                 trainer.fit(module, datamodule=datamodule, ckpt_path=past.checkpoint, weights_only=True)
+            if config.hardware.devices > 1:
+                devices.part()
+                alone = dataclasses.replace(config, hardware=dataclasses.replace(config.hardware, devices=1))
+                trainer = build_trainer(alone, folder, history, tensorboard, interrupts)
             module.restore(checkpoints.load(folder / checkpoints.BEST))
             trainer.test(module, datamodule=datamodule, verbose=False)
             parameters = sum(parameter.numel() for parameter in module.model.parameters())
@@ -87,6 +96,17 @@ def train(composed: DictConfig, folder: Path) -> float:
             tensorboard.finalize("success")
     log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
     return results["val"]["task_loss"]
+
+
+def follow(composed: DictConfig, config: Config, settings: Any, folder: Path, interrupts: Interrupts) -> None:
+    """Train along on a further device with the process that started this one, which alone writes and tells."""
+    devices.be_silent()
+    datamodule = build_datamodule(composed, config)
+    module = build_module(config, datamodule, settings)
+    trainer = build_trainer(config, folder, callbacks.History(folder), None, interrupts)
+    checkpoint = resume.look(folder, settings).checkpoint
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    devices.part()
 
 
 @contextlib.contextmanager
@@ -156,7 +176,11 @@ def build_datamodule(composed: DictConfig, config: Config) -> TripleDataModule:
 
 
 def build_trainer(
-    config: Config, folder: Path, history: callbacks.History, tensorboard: TensorBoardLogger, interrupts: Interrupts
+    config: Config,
+    folder: Path,
+    history: callbacks.History,
+    tensorboard: TensorBoardLogger | None,
+    interrupts: Interrupts,
 ) -> Trainer:
     """Lightning's trainer with everything that watches a run."""
     schedule, hardware = config.schedule, config.hardware
@@ -166,7 +190,7 @@ def build_trainer(
         callbacks.ProgressBar(history) if in_terminal else callbacks.EpochLog(history),
         callbacks.FirstBatch(),
         callbacks.CollapseWarning(),
-        LearningRateMonitor(logging_interval="epoch"),
+        *([LearningRateMonitor(logging_interval="epoch")] if tensorboard else []),
         saving.Patience(schedule.early_stopping_patience),
         saving.ErrorCheckpoint(folder),
         saving.BestCheckpoint(folder),
@@ -177,7 +201,9 @@ def build_trainer(
         watching.insert(0, callbacks.GPUStats())  # before the history, which writes them
     return Trainer(
         accelerator="gpu" if on_gpu else "cpu",
-        devices=1,
+        devices=hardware.devices,
+        strategy=devices.strategy(hardware),
+        use_distributed_sampler=False,  # the loaders give every device its part
         precision=hardware.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked
         deterministic=not on_gpu,
         max_epochs=schedule.max_epochs,
@@ -190,7 +216,7 @@ def build_trainer(
         enable_progress_bar=in_terminal,
         enable_model_summary=False,
         default_root_dir=folder,
-        logger=tensorboard,
+        logger=tensorboard or False,
         callbacks=watching,
         plugins=checkpoints.CheckpointFiles(),
     )

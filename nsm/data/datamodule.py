@@ -138,17 +138,32 @@ class TripleDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         # What Lightning gives ``set_epoch``, but workers ask before it does. Not in the declared type.
         epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
-        settings = {"batch_size": self.config.batch_size, "seed": self.config.seed, "epoch": epoch}
-        return TrainLoader(self.train_set, **settings, **self._workers())
+        rank, world_size = self._place()
+        return TrainLoader(
+            self.train_set,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            **self._workers(),
+        )
 
     def val_dataloader(self) -> DataLoader:
-        return self._eval_loader(self.val_set)
+        rank, world_size = self._place()
+        part = range(rank, len(self.val_set), world_size)
+        return self._eval_loader(self.val_set, sampler=part if world_size > 1 else None)
 
     def test_dataloader(self) -> list[DataLoader]:
         return [self._eval_loader(dataset) for dataset in self.test_sets.values()]
 
-    def _eval_loader(self, dataset: TripleDataset) -> DataLoader:
-        return DataLoader(dataset, batch_size=self.config.eval_batch_size, collate_fn=as_is, **self._workers())
+    def _place(self) -> tuple[int, int]:
+        """Which of how many devices this process drives."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _eval_loader(self, dataset: TripleDataset, sampler: range | None = None) -> DataLoader:
+        size = self.config.eval_batch_size
+        return DataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=as_is, **self._workers())
 
     def _workers(self) -> dict[str, Any]:
         workers = self.config.num_workers
