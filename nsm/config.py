@@ -256,7 +256,12 @@ class HardwareConfig:
         )
         if self.device == "cuda":
             there = torch.cuda.device_count()
-            check(self.devices <= there, "hardware.devices", self.devices, f"this machine has {there} GPUs")
+            check(
+                self.devices <= there,
+                "hardware.devices",
+                self.devices,
+                f"this machine has {there} GPU{'s' * (there > 1)}",
+            )
         if self.precision == "16-mixed":
             remedy = "float16 needs a GPU, and there is none in use; use hardware.precision=bf16-mixed or 32-true"
             check(self.device == "cuda", "hardware.precision", self.precision, remedy)

@@ -28,6 +28,7 @@ def configurations(*overrides: str) -> list[Config]:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old GPU")
 
@@ -199,6 +200,12 @@ def test_float16_is_refused_on_the_cpu() -> None:
     with pytest.raises(ConfigError, match=r"hardware\.precision='16-mixed'.*bf16-mixed"):
         HardwareConfig(accelerator="cpu", precision="16-mixed").check_present()
     HardwareConfig(accelerator="cpu", precision="bf16-mixed").check_present()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_more_gpus_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hardware\.devices=2 cannot be used: this machine has 1 GPU"):
+        configurations("hardware=gpu", "hardware.devices=2")
 
 
 @pytest.mark.usefixtures("gpu")

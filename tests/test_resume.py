@@ -70,8 +70,9 @@ def test_continuing_gives_what_not_stopping_gives(
     composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    train(composed(*settings, *LENGTH), whole)
-    configuration = composed(*settings, *LENGTH, "schedule.checkpoint_every_minutes=0")
+    length = (*LENGTH, "schedule.max_epochs=3")
+    train(composed(*settings, *length), whole)
+    configuration = composed(*settings, *length, "schedule.checkpoint_every_minutes=0")
     for moment, (hook, when) in MOMENTS.items():
         shutil.rmtree(parted, ignore_errors=True)
         with monkeypatch.context() as patch:
