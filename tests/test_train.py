@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import accuracy_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nsm import locks
+from nsm import cli, locks
 from nsm.config import read_config
 from nsm.module import NSMModule, build_module
-from nsm.train import build_datamodule, train
+from nsm.train import CONF, build_datamodule, main, train
 from tests.conftest import TEST_CONF
 
 RESULT_KEYS = {
