@@ -140,9 +140,8 @@ class NSMModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._losses(batch, "train", self.train_metrics)
-        if (
-            self.trainer.world_size > 1
-        ):  # gradients are averaged over devices, whose parts of a batch may differ in size
+        if self.trainer.world_size > 1:
+            # Gradients are averaged over devices, whose parts of a batch may differ in size.
             total = self.trainer.strategy.reduce(torch.tensor(float(batch.num_graphs), device=loss.device), None, "sum")
             loss = loss * (batch.num_graphs * self.trainer.world_size / total)
         # Of a step over several batches, any of them.
