@@ -65,14 +65,17 @@ def run(main: Callable[[], None], config_dir: str, config_name: str) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stopped:
         sys.exit(stopped.exit_code if isinstance(stopped, InterruptedRun) else 128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno is None:  # raised here, with a remedy, rather than by the system
-            sys.exit(f"error: {error}")
-        if error.filename is None:
+    except (OSError, ValueError) as error:
+        trouble = error if isinstance(error, OSError) else error.__cause__  # logging wraps what its files meet
+        if not isinstance(trouble, OSError):
+            raise
+        if trouble.errno is None:  # raised here, with a remedy, rather than by the system
+            sys.exit(f"error: {trouble}")
+        if trouble.filename is None:
             raise
         sys.exit(
-            f"error: {error.filename2 or error.filename} cannot be used: {error.strerror}. A run's folder is moved "
-            "with hydra.run.dir= (in a multirun hydra.sweep.dir=), the data cache with domain.cache_dir="
+            f"error: {trouble.filename2 or trouble.filename} cannot be used: {trouble.strerror}. A run's folder is "
+            "moved with hydra.run.dir= (in a multirun hydra.sweep.dir=), the data cache with domain.cache_dir="
         )
 
 

@@ -43,17 +43,18 @@ class SampleMean(Metric):
     def __init__(self, *, finite_only: bool = False) -> None:
         super().__init__()
         self.finite_only = finite_only
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+        # In float64, so that the order in which batches and devices are added leaves no trace in float32.
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor, samples: int) -> None:
         """Add a batch: the mean over its samples, and their number."""
         counted = mean.isfinite() if self.finite_only else torch.ones_like(mean, dtype=torch.bool)
-        self.total += torch.where(counted, mean.float() * samples, 0.0)
+        self.total += torch.where(counted, mean.double() * samples, 0.0)
         self.count += counted * samples
 
     def compute(self) -> Tensor:
-        return self.total / self.count
+        return (self.total / self.count).float()
 
 
 class BalancedAccuracy(Metric):
