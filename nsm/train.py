@@ -71,7 +71,7 @@ def train(composed: DictConfig, folder: Path) -> float:
         settings=settings,
         datamodule=datamodule,
         history=history.rows,
-        test=test_results(config, module, datamodule),
+        test=test_results(config, module, datamodule, folder),
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
         seconds=history.seconds_before + time.perf_counter() - start,
         device=config.hardware.device,
@@ -154,7 +154,9 @@ def build_trainer(config: Config, folder: Path, history: callbacks.History, tens
     )
 
 
-def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule) -> dict[str, float | None]:
+def test_results(
+    config: Config, module: NSMModule, datamodule: TripleDataModule, folder: Path
+) -> dict[str, float | None]:
     """Every figure of the test sets, after ``trainer.test``."""
     by_set, cycle_errors = module.test_results()
     logged = module.trainer.callback_metrics
@@ -170,6 +172,7 @@ def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule
         )
     if config.task.type != "regression":
         test |= datamodule.metrics({name: torch.cat(parts) for name, parts in module.predictions.items()})
+        test |= datamodule.evaluate(module.to(config.hardware.device).eval().score, folder)
     return test
 
 

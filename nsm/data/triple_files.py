@@ -1,0 +1,309 @@
+"""Triples in files: what a line may hold, and what to do about one that cannot be used.
+
+A line holds subject, predicate and object, then perhaps a confidence (0 to 1) and a level (from 1), separated by tabs
+(``.txt``, ``.tsv``) or as CSV with a header (``.csv``), each also compressed (``.gz``). ``#`` starts a comment line.
+"""
+
+import csv
+import gzip
+import json
+import logging
+import zlib
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nsm.config import ConfigError
+
+log = logging.getLogger(__name__)
+SUFFIXES = tuple(kind + packed for kind in (".txt", ".tsv", ".csv") for packed in ("", ".gz"))
+LONGEST_LINE = 1 << 20
+"""Bytes of a line, at most: no more of it is read into memory."""
+HEADERS = (
+    ("subject", "head", "h", "s"),
+    ("predicate", "relation", "rel", "r", "p"),
+    ("object", "tail", "t", "o"),
+    ("confidence", "weight"),
+    ("level",),
+)
+TOLERANT = "domain.strict=false drops such lines and counts them"
+
+
+class Problems:
+    """What is wrong with the files: the first problem ends the run, or (not ``strict``) all are counted by kind."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.dropped: Counter[str] = Counter()
+
+    def report(self, path: Path, line: int, kind: str, what: str, remedy: str) -> None:
+        """A line that cannot be used.
+
+        Raises:
+            ConfigError: if strict, naming file, line and remedy.
+        """
+        if self.strict:
+            raise ConfigError(f"{path}, line {line}: {what}; {remedy} ({TOLERANT})")
+        if not self.dropped[kind]:
+            log.warning("%s, line %d: %s; dropped, and so are others like it", path, line, what)
+        self.dropped[kind] += 1
+
+
+class Triples(NamedTuple):
+    """Triples of one file, names as numbers."""
+
+    subject: np.ndarray
+    """[E] int64"""
+    relation: np.ndarray
+    object: np.ndarray
+    confidence: np.ndarray
+    """[E] float32"""
+    level: np.ndarray
+    """[E] int64"""
+    line: np.ndarray
+    """[E] where each stands in its file"""
+
+    def __len__(self) -> int:  # type: ignore[override]  # of triples; as a tuple it would be that of the fields
+        return len(self.subject)
+
+    def keep(self, kept: np.ndarray) -> "Triples":
+        """Those that a mask or index selects."""
+        return Triples(*(column[kept] for column in self))
+
+
+class Vocabulary:
+    """Names of entities and of relations as numbers, in the order in which training mentions them.
+
+    Args:
+        relations: those known beforehand, if it may not grow.
+    """
+
+    def __init__(self, relations: dict[str, int] | None = None) -> None:
+        self.entities: dict[str, int] = {}
+        self.relations: dict[str, int] = {} if relations is None else dict(relations)
+        self.grows = True
+        self.relations_grow = relations is None
+
+    def close(self) -> None:
+        """From here on every name must be known."""
+        self.grows = self.relations_grow = False
+
+
+def find_file(folder: Path, stem: str, *, required: bool = True) -> Path | None:
+    """The file of that name in ``folder``, whatever its format.
+
+    Raises:
+        ConfigError: if there are several, or none and it is required, naming what was looked for.
+    """
+    found = [folder / (stem + suffix) for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
+    if len(found) > 1:
+        raise ConfigError(f"{found[0]} and {found[1].name} are both there: keep one")
+    if not found and required:
+        here = f"there is no {stem}.txt in {folder}" if folder.is_dir() else f"there is no folder {folder}"
+        raise ConfigError(f"{here}: it must hold train, valid and test, each with one of {', '.join(SUFFIXES)}")
+    return found[0] if found else None
+
+
+def read_triples(path: Path, vocabulary: Vocabulary, problems: Problems) -> Triples:
+    """Every usable triple of a file, in order, without duplicates.
+
+    Raises:
+        ConfigError: naming file, line and remedy, where something is wrong and ``problems`` is strict, and where
+            nothing can be read at all.
+    """
+    columns = [array("q") for _ in range(3)]
+    confidences, levels, lines = array("f"), array("q"), array("q")
+    names = (vocabulary.entities, vocabulary.relations, vocabulary.entities)
+    kinds = ("entity", "relation", "entity")
+    for number, cells in _rows(path, problems):
+        row = [cell.strip() for cell in cells]
+        values = _numbers(path, number, row, problems)
+        if values is None:
+            continue
+        known = [table.get(name) for table, name in zip(names, row[:3], strict=True)]
+        if None in known:
+            may_grow = (vocabulary.grows, vocabulary.relations_grow, vocabulary.grows)
+            unknown = [i for i in range(3) if known[i] is None and not may_grow[i]]
+            if unknown:
+                what = f"unknown {kinds[unknown[0]]} {row[unknown[0]]!r}"
+                remedy = "no triple to learn from mentions it: add one, or take the line out"
+                if kinds[unknown[0]] == "entity":
+                    remedy += "; a graph of new entities of its own goes into domain.inference_path="
+                problems.report(path, number, f"unknown {kinds[unknown[0]]}", what, remedy)
+                continue
+            known = [table.setdefault(name, len(table)) for table, name in zip(names, row[:3], strict=True)]
+        for column, value in zip(columns, known, strict=True):
+            column.append(value)  # type: ignore[arg-type]  # none of them is None any more
+        confidences.append(values[0])
+        levels.append(int(values[1]))
+        lines.append(number)
+    if not lines:
+        raise ConfigError(f"{path} holds no triple: each line is subject, predicate and object, separated by tabs")
+    whole = [np.frombuffer(column, dtype=np.int64) for column in columns]
+    triples = Triples(*whole, np.frombuffer(confidences, np.float32), *(np.array(c, np.int64) for c in (levels, lines)))
+    return _without_duplicates(path, triples, vocabulary, problems)
+
+
+def drop_known(path: Path, triples: Triples, others: Sequence[Triples], where: str, problems: Problems) -> Triples:
+    """``triples`` without those that ``others`` hold too, which ``where`` names."""
+    bounds = [max((int(column.max(initial=-1)) for t in (triples, *others) for column in t[:3:2]), default=0) + 1]
+    bounds.append(max(int(t.relation.max(initial=-1)) for t in (triples, *others)) + 1)
+    mine, *theirs = (triple_keys(t, *bounds) for t in (triples, *others))
+    shared = np.isin(mine, np.concatenate(theirs)) if theirs else np.zeros(len(triples), dtype=bool)
+    for line in triples.line[shared].tolist():
+        problems.report(path, line, f"also in {where}", f"the triple is also in {where}", "keep it in one of them")
+    return triples.keep(~shared)
+
+
+def triple_keys(triples: Triples, num_entities: int, num_relations: int) -> np.ndarray:
+    """One number for each triple: [E]."""
+    return (triples.subject * num_relations + triples.relation) * num_entities + triples.object
+
+
+def read_types(folder: Path) -> dict[str, list[str]]:
+    """The types of each entity in ``entity2types.json`` (lists of names) or ``.tsv`` (entity, type; a line each).
+
+    Raises:
+        ConfigError: naming file and line, where it cannot be read.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    if (path := folder / "entity2types.json").is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend it or take it out") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: expected an object that maps each entity to a list of its types")
+        for entity, types in content.items():
+            listed = [types] if isinstance(types, str) else types
+            if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+                raise ConfigError(f"{path}: {entity!r} has {types!r}; expected a list of names")
+            found[entity] += listed
+    elif (path := folder / "entity2types.tsv").is_file():
+        for number, cells in _rows(path, Problems(strict=True)):
+            row = [cell.strip() for cell in cells]
+            if len(row) != 2 or not all(row):
+                raise ConfigError(f"{path}, line {number}: expected an entity, a tab and a type, got {row}")
+            found[row[0]].append(row[1])
+    return dict(found)
+
+
+def _numbers(path: Path, line: int, row: Sequence[str], problems: Problems) -> tuple[float, float] | None:
+    """Confidence and level of a row, or None if it cannot be used."""
+    if not 3 <= len(row) <= 5:
+        spaces = len(row) == 1 and 3 <= len(row[0].split()) <= 5
+        hint = "put tabs where the spaces are" if spaces else "the columns are subject, predicate, object, confidence, "
+        hint += "" if spaces else "level, the last two optional, separated by tabs"
+        problems.report(path, line, "wrong number of columns", f"{len(row)} columns instead of 3 to 5", hint)
+        return None
+    if not all(row):
+        which = ("subject", "predicate", "object", "confidence", "level")[row.index("")]
+        problems.report(path, line, "empty field", f"the {which} is empty", "fill it in, or take the line out")
+        return None
+    if len(row) == 3:
+        return 1.0, 1.0
+    confidence, level = _number(row[3]), _number(row[4]) if len(row) == 5 else 1.0
+    if not 0 <= confidence <= 1:
+        remedy = "a confidence is a number from 0 to 1 (false triples go into valid_negatives and test_negatives)"
+        problems.report(path, line, "bad confidence", f"confidence {row[3]!r}", remedy)
+        return None
+    if not 1 <= level <= 100 or level != round(level):
+        problems.report(path, line, "bad level", f"level {row[4]!r}", "a level is a whole number from 1")
+        return None
+    return confidence, level
+
+
+def _number(text: str) -> float:
+    """The number that a cell holds, or -1, which no column allows."""
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
+
+
+def _without_duplicates(path: Path, triples: Triples, vocabulary: Vocabulary, problems: Problems) -> Triples:
+    keys = triple_keys(triples, max(1, len(vocabulary.entities)), max(1, len(vocabulary.relations)))
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    again = np.ones(len(triples), dtype=bool)
+    again[first] = False
+    for position in np.flatnonzero(again).tolist():
+        what = f"the triple of line {triples.line[first[inverse[position]]]} again"
+        problems.report(path, int(triples.line[position]), "duplicate", what, "keep one of them")
+    return triples.keep(~again)
+
+
+def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line that is neither empty nor a comment, with its number, in the order of ``HEADERS``."""
+    if ".csv" in path.suffixes:
+        yield from _csv_rows(path, problems)
+        return
+    for number, line in _lines(path, problems):
+        if line and not line.startswith("#"):
+            cells = line.split("\t")
+            if number > 1 or not _is_header(cells):
+                yield number, cells
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    return len(cells) >= 3 and all(cells[i].strip().lower() in HEADERS[i] for i in range(3))
+
+
+def _csv_rows(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    start = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal start
+        for number, line in _lines(path, problems):
+            if line and not line.startswith("#"):
+                start = number
+                yield line + "\n"
+
+    reader = csv.reader(texts(), strict=True)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        places = [next((i for i, name in enumerate(header) if name in names), None) for names in HEADERS]
+        if None in places[:3]:
+            raise ConfigError(
+                f"{path}, line {max(1, start)}: a .csv begins with the names of its columns, subject, predicate and "
+                f"object (or head, relation, tail) among them, not {', '.join(header) or 'nothing'}"
+            )
+        while places[-1] is None:
+            places.pop()
+        for cells in reader:
+            if len(cells) != len(header):
+                what = f"{len(cells)} columns where the header has {len(header)}"
+                problems.report(path, start, "wrong number of columns", what, "quote names that contain commas")
+                continue
+            yield start, ["1" if i is None else cells[i] for i in places]
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {start}: not CSV ({error}); mend the quotes") from error
+
+
+def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that can be read, without its end."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while raw := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(raw) > LONGEST_LINE:
+                    while raw and not raw.endswith(b"\n"):
+                        raw = file.readline(LONGEST_LINE)
+                    what = f"longer than {LONGEST_LINE:,} bytes"
+                    problems.report(path, number, "line too long", what, "each triple stands on a line of its own")
+                    continue
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    what = f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8"
+                    problems.report(path, number, "not UTF-8", what, "save the whole file as UTF-8")
+                    continue
+                yield number, text.rstrip("\r\n")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(f"{path}, after line {number}: not a whole gzip file ({error}); copy it again") from error
