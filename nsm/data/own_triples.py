@@ -84,9 +84,9 @@ class TriplesConfig(DomainConfig):
 class OwnTriplesDataModule(TripleDataModule):
     """Candidate triples of a folder, whose graphs are cut out when a batch asks for them.
 
-    ``instance`` is the number of the true triple that a sample is or was made from by corruption; a false candidate that
-    was given has its own. By the closed-world assumption a training corruption may be true in another split: nobody who
-    trains can know.
+    ``instance`` is the number of the true triple that a sample is or was made from by corruption; a false candidate
+    that was given has its own. By the closed-world assumption a training corruption may be true in another split:
+    nobody who trains can know.
     """
 
     name = "triples"
@@ -267,7 +267,8 @@ class OwnTriplesDataModule(TripleDataModule):
             for graph in graphs
         ]
         of_split = zip(SPLITS, (extractors[0], extractors[0], extractors[-1]), strict=True)
-        return {name: SubgraphDataset(content["sets"][name], extractor) for name, extractor in of_split}
+        kept = {} if config.hops else {"cached_bytes": 0}  # the ends alone are made faster than they are looked up
+        return {name: SubgraphDataset(content["sets"][name], extractor, **kept) for name, extractor in of_split}
 
 
 def save_scores(path: Path, datasets: Mapping[str, SubgraphDataset], scored: Mapping[str, Scored]) -> None:

@@ -25,9 +25,9 @@ class Scored(NamedTuple):
 def triple_classification(val: Scored, test: Scored) -> dict[str, float]:
     """Is the triple true? Accuracy on ``test`` with a threshold for each relation, chosen on ``val``.
 
-    Socher et al., 2013, "Reasoning With Neural Tensor Networks for Knowledge Base Completion"; with given hard negatives
-    Safavi and Koutra, 2020, "CoDEx" (arXiv:2009.07810). A relation that ``val`` lacks gets the threshold that is best
-    for all of them together.
+    Socher et al., 2013, "Reasoning With Neural Tensor Networks for Knowledge Base Completion"; with given hard
+    negatives Safavi and Koutra, 2020, "CoDEx" (arXiv:2009.07810). A relation that ``val`` lacks gets the threshold that
+    is best for all of them together.
 
     ``accuracy_matched`` weights the triples so that of each relation true and false ones weigh the same, as many as the
     rarer of them are, in ``val`` for the thresholds and in ``test``: the expectation over all subsets that are so
@@ -100,7 +100,8 @@ def ranking_figures(better: np.ndarray, tied: np.ndarray) -> dict[str, np.ndarra
     """Reciprocal rank and Hits@1/3/10 of each query, in expectation over every order of tied candidates: [Q] each.
 
     Args:
-        better: [Q] candidates that score higher than the true one. tied: [Q] those that score the same, itself included.
+        better: [Q] candidates that score higher than the true one.
+        tied: [Q] those that score the same, itself included.
     """
     inverse = np.concatenate([[0.0], 1 / np.arange(1, int((better + tied).max(initial=0)) + 1)]).cumsum()
     hits = {f"hits_at_{k}": np.clip(k - better, 0, tied) / tied for k in (1, 3, 10)}

@@ -111,7 +111,7 @@ class Extractor:
     object to subject) and the triples left out, with their reverses, are neither walked nor kept.
 
     Args:
-        hops: 0 for both ends alone.
+        hops: 0 for both ends alone, without any triple.
         seed: of the lots.
     """
 
@@ -121,6 +121,8 @@ class Extractor:
 
     def extract(self, candidates: Candidates) -> Subgraphs:
         """The graphs of all candidates, in order."""
+        if self.hops == 0:
+            return _ends_alone(candidates)
         graph, size = self.graph, len(candidates.subject)
         lot = mix(self.seed, candidates.subject, candidates.relation, candidates.object)
         out = _Removed(graph, candidates)
@@ -300,6 +302,23 @@ def _contains(ascending: np.ndarray, keys: np.ndarray) -> np.ndarray:
     position = np.searchsorted(ascending, keys)
     position[position == len(ascending)] = 0
     return ascending[position] == keys
+
+
+def _ends_alone(candidates: Candidates) -> Subgraphs:
+    loop = candidates.subject == candidates.object
+    num_nodes = np.where(loop, 1, 2)
+    second = np.repeat(~loop, num_nodes) & (
+        np.arange(num_nodes.sum()) != np.repeat(num_nodes.cumsum() - num_nodes, num_nodes)
+    )
+    sample = np.repeat(np.arange(len(loop)), num_nodes)
+    return Subgraphs(
+        num_nodes=num_nodes,
+        num_edges=np.zeros_like(num_nodes),
+        nodes=np.where(second, candidates.object[sample], candidates.subject[sample]),
+        edges=np.zeros(0, dtype=np.int64),
+        edge_index=np.zeros((2, 0), dtype=np.int64),
+        query_index=np.stack([np.zeros_like(num_nodes), num_nodes - 1]),
+    )
 
 
 def _ends(candidates: Candidates, num_nodes: int) -> np.ndarray:

@@ -23,7 +23,7 @@ class Sizes(NamedTuple):
     has_query: bool
     """Whether the label is about one pair of nodes."""
     num_entities: int = 0
-    """Entities that a batch names by number (``subject``, ``object``), all seen in training; 0 if there may be others."""
+    """Entities that a batch names by number (``subject``, ``object``), all of training; 0 if there may be others."""
     known_triples: Tensor | None = None
     """[3, E] subject, relation and object of the true training triples, where entities have numbers."""
 
