@@ -18,8 +18,9 @@ from nsm.config import DomainConfig, check
 from nsm.data import triple_shortcuts
 from nsm.data.corruptions import KnownTriples, corrupt
 from nsm.data.datamodule import TripleDataModule
-from nsm.data.protocols import PROTOCOLS, Scored, auc_pr, triple_classification
+from nsm.data.protocols import PROTOCOLS, auc_pr, triple_classification
 from nsm.data.ranking import Ranker, Score
+from nsm.data.scores import Scored, save_scores
 from nsm.data.shortcuts import majority
 from nsm.data.subgraph_dataset import SubgraphDataset
 from nsm.data.subgraphs import NONE, Extractor, TripleGraph
@@ -28,7 +29,6 @@ from nsm.data.triple_folder import TripleFolder, file_digests, read_folder
 from nsm.data.triples import TripleDataset
 
 log = logging.getLogger(__name__)
-SCORES = "scores.npz"
 SPLITS = ("train", "val", "test")
 GRAPH_PARTS = ("subject", "relation", "object", "confidence", "x", "level", "num_entities")
 
@@ -47,19 +47,19 @@ class TriplesConfig(DomainConfig):
     """Whether a line that cannot be used ends the run, or is dropped and counted."""
     hops: int = 1
     """Steps around both ends from which a sample's nodes come; 0 for the ends alone."""
-    fanout: int = 24
+    fanout: int = 16
     """Neighbours sampled of one node, at most."""
-    max_nodes: int = 48
+    max_nodes: int = 32
     """Nodes of a sample, at most."""
     negatives: int = 1
     """False candidates for each true one in training."""
-    hard_negatives: float = 0.5
+    hard_negatives: float = 0.8
     """Share of those whose swapped end fits the relation; the others take any entity."""
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
     """What is measured at the end, of triple_classification, auc_pr, full_ranking, sampled_ranking."""
     ranking_budget: int = 50_000
     """Candidates scored by each ranking, at most; where there are more, queries are drawn at random."""
-    audit_samples: int = 10_000
+    audit_samples: int = 100_000
     """Candidates of each split that the shortcuts are measured on, at most."""
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ class OwnTriplesDataModule(TripleDataModule):
         config = self.config
         datasets = {"val": self.val_set, "test": self.test_set}
         scored = {name: self._scored(dataset, score) for name, dataset in datasets.items()}
-        save_scores(folder / SCORES, datasets, scored)
+        save_scores(folder, {name: _triples(dataset.columns).numpy() for name, dataset in datasets.items()}, scored)
         figures: dict[str, float] = {}
         if "triple_classification" in config.protocols:
             figures |= triple_classification(scored["val"], scored["test"])
@@ -151,9 +151,11 @@ class OwnTriplesDataModule(TripleDataModule):
         positive = self.test_set.column("y") == 1
         subject, object_ = self.test_set.columns["query_index"][:, positive].numpy()
         relation = self.test_set.columns["query_type"][positive].numpy()
+        known_subject, known_relation, known_object = self._known.numpy()
+        num_entities = self.test_set.extractor.graph.num_entities
         return Ranker(
             extractor=self.test_set.extractor,
-            known=KnownTriples(*self._known.numpy(), self.test_set.extractor.graph.num_entities),
+            known=KnownTriples(known_subject, known_relation, known_object, num_entities),
             triples=(subject, relation, object_),
             score=score,
             batch_size=self.config.eval_batch_size,
@@ -204,7 +206,7 @@ class OwnTriplesDataModule(TripleDataModule):
             "entity_types": found.entity_types,
             "graphs": [{name: _stored(getattr(graph, name)) for name in GRAPH_PARTS} for graph in graphs],
             "sets": {name: self._candidates(found, name, rng) for name in SPLITS},
-            "known": torch.from_numpy(np.stack(found.known[:3])),
+            "known": torch.from_numpy(np.stack(found.known.spo)),
             "dropped": dict(problems.dropped),
         }
 
@@ -212,7 +214,7 @@ class OwnTriplesDataModule(TripleDataModule):
         """Columns of a split: its true triples, then false ones."""
         config, graph = self.config, found.test_graph if name == "test" else found.graph
         true = found.true[name]
-        subject, relation, object_ = true[:3]
+        subject, relation, object_ = true.spo
         number = triple_keys(true, graph.num_entities, len(found.relations))
         # Other entities have other numbers: those of an inference folder begin where the largest of training ends.
         apart = 0 if graph is found.graph else found.graph.num_entities**2 * len(found.relations)
@@ -220,17 +222,23 @@ class OwnTriplesDataModule(TripleDataModule):
         if name in found.false:
             false = found.false[name]
             keys = triple_keys(false, graph.num_entities, len(found.relations))
-            parts.append((*false[:3], np.full((len(false), 2), NONE), keys))
+            parts.append((*false.spo, np.full((len(false), 2), NONE), keys))
         else:
             train = name == "train"
-            known = found.true["train"] if train else found.known if name == "test" else _all_true(found)
+            known = (
+                found.true["train"]
+                if train
+                else found.known
+                if name == "test"
+                else Triples.concatenate([found.true[part] for part in ("train", "val")])
+            )
             for _ in range(config.negatives if train else 1):
                 made = corrupt(
                     subject,
                     relation,
                     object_,
                     graph=graph,
-                    known=KnownTriples(*known[:3], graph.num_entities),
+                    known=KnownTriples(*known.spo, graph.num_entities),
                     hard=config.hard_negatives if train else 1.0,
                     rng=rng,
                 )
@@ -250,7 +258,10 @@ class OwnTriplesDataModule(TripleDataModule):
         return {key: torch.from_numpy(value[..., order]) for key, value in columns.items()}
 
     def _graphs(self, content: Mapping[str, Any]) -> list[TripleGraph]:
-        return [TripleGraph(**{name: _loaded(value) for name, value in graph.items()}) for graph in content["graphs"]]
+        return [
+            TripleGraph(**{name: _loaded(value) for name, value in graph.items()})  # type: ignore[arg-type]  # as stored
+            for graph in content["graphs"]
+        ]
 
     def _datasets(self, content: Mapping[str, Any]) -> dict[str, SubgraphDataset]:
         """The splits, and what the vocabulary is, from what :meth:`_read` returns."""
@@ -269,29 +280,6 @@ class OwnTriplesDataModule(TripleDataModule):
         of_split = zip(SPLITS, (extractors[0], extractors[0], extractors[-1]), strict=True)
         kept = {} if config.hops else {"cached_bytes": 0}  # the ends alone are made faster than they are looked up
         return {name: SubgraphDataset(content["sets"][name], extractor, **kept) for name, extractor in of_split}
-
-
-def save_scores(path: Path, datasets: Mapping[str, SubgraphDataset], scored: Mapping[str, Scored]) -> None:
-    """Write the candidates of each set and their scores, so that those of several runs can be averaged."""
-    arrays = {}
-    for name, dataset in datasets.items():
-        subject, object_ = dataset.columns["query_index"].numpy()
-        arrays |= {f"{name}_triples": np.stack([subject, scored[name].relation, object_])}
-        arrays |= {f"{name}_y": scored[name].y, f"{name}_score": scored[name].score}
-    np.savez(path, **arrays)
-
-
-def load_scores(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Scored]]:
-    """The candidates [3, K] and scores of each set, as :func:`save_scores` wrote them."""
-    with np.load(path) as stored:
-        triples = {name: stored[f"{name}_triples"] for name in ("val", "test")}
-        return triples, {
-            name: Scored(triples[name][1], stored[f"{name}_y"], stored[f"{name}_score"]) for name in triples
-        }
-
-
-def _all_true(found: TripleFolder) -> Triples:
-    return Triples(*(np.concatenate(columns) for columns in zip(found.true["train"], found.true["val"], strict=True)))
 
 
 def _triples(columns: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -6,20 +6,13 @@ Shape letters: K triples, Q ranking queries.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from nsm.data.scores import Scored
+
 PROTOCOLS = ("triple_classification", "auc_pr", "full_ranking", "sampled_ranking")
-
-
-class Scored(NamedTuple):
-    """Candidate triples of one split with their scores, [K] each."""
-
-    relation: np.ndarray
-    y: np.ndarray
-    score: np.ndarray
 
 
 def triple_classification(val: Scored, test: Scored) -> dict[str, float]:

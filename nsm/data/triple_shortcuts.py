@@ -11,7 +11,8 @@ import numpy as np
 from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from nsm.data.protocols import Scored, triple_classification
+from nsm.data.protocols import triple_classification
+from nsm.data.scores import Scored
 from nsm.data.subgraphs import NONE, Candidates, TripleGraph
 
 CHUNK = 256
