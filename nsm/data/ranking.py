@@ -67,7 +67,8 @@ class Ranker:
         self.extractor, self.known, self.score, self.batch_size = extractor, known, score, batch_size
         self.budget, self.seed, self.folder = budget, seed, folder
         sides = np.repeat([True, False], len(triples[0]))
-        self.queries = Queries(*(np.tile(part, 2) for part in triples), sides)
+        subject, relation, object_ = (np.tile(part, 2) for part in triples)
+        self.queries = Queries(subject, relation, object_, sides)
 
     def full_ranking(self, fingerprint: bytes) -> dict[str, float]:
         """Filtered ranks among all entities, tail and head, ties by expectation (Bordes et al., 2013).

@@ -1,7 +1,8 @@
 """Triples in files: what a line may hold, and what to do about one that cannot be used.
 
 A line holds subject, predicate and object, then perhaps a confidence (0 to 1) and a level (from 1), separated by tabs
-(``.txt``, ``.tsv``) or as CSV with a header (``.csv``), each also compressed (``.gz``). ``#`` starts a comment line.
+(``.txt``, ``.tsv``) or as CSV (``.csv``), each also compressed (``.gz``). ``#`` starts a comment line. A first line
+that names the columns gives their order; CSV must have one.
 """
 
 import csv
@@ -12,8 +13,8 @@ import zlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,12 +25,13 @@ SUFFIXES = tuple(kind + packed for kind in (".txt", ".tsv", ".csv") for packed i
 LONGEST_LINE = 1 << 20
 """Bytes of a line, at most: no more of it is read into memory."""
 HEADERS = (
-    ("subject", "head", "h", "s"),
+    ("subject", "head", "source", "h", "s"),
     ("predicate", "relation", "rel", "r", "p"),
-    ("object", "tail", "t", "o"),
-    ("confidence", "weight"),
+    ("object", "tail", "target", "t", "o"),
+    ("confidence",),
     ("level",),
 )
+"""Names of columns: a first line that has one for each of subject, predicate and object is a header."""
 TOLERANT = "domain.strict=false drops such lines and counts them"
 
 
@@ -53,7 +55,8 @@ class Problems:
         self.dropped[kind] += 1
 
 
-class Triples(NamedTuple):
+@dataclass(frozen=True)
+class Triples:
     """Triples of one file, names as numbers."""
 
     subject: np.ndarray
@@ -67,12 +70,22 @@ class Triples(NamedTuple):
     line: np.ndarray
     """[E] where each stands in its file"""
 
-    def __len__(self) -> int:  # type: ignore[override]  # of triples; as a tuple it would be that of the fields
+    def __len__(self) -> int:
         return len(self.subject)
+
+    @property
+    def spo(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Subjects, relations and objects."""
+        return self.subject, self.relation, self.object
 
     def keep(self, kept: np.ndarray) -> "Triples":
         """Those that a mask or index selects."""
-        return Triples(*(column[kept] for column in self))
+        return Triples(**{name: column[kept] for name, column in vars(self).items()})
+
+    @staticmethod
+    def concatenate(parts: Sequence["Triples"]) -> "Triples":
+        """All of them, one part after the other."""
+        return Triples(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 class Vocabulary:
@@ -93,19 +106,29 @@ class Vocabulary:
         self.grows = self.relations_grow = False
 
 
-def find_file(folder: Path, stem: str, *, required: bool = True) -> Path | None:
-    """The file of that name in ``folder``, whatever its format.
+def find_file(folder: Path, stem: str) -> Path | None:
+    """The file of that name in ``folder``, whatever its format, if there is one.
 
     Raises:
-        ConfigError: if there are several, or none and it is required, naming what was looked for.
+        ConfigError: if there are several.
     """
     found = [folder / (stem + suffix) for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
     if len(found) > 1:
         raise ConfigError(f"{found[0]} and {found[1].name} are both there: keep one")
-    if not found and required:
+    return found[0] if found else None
+
+
+def required_file(folder: Path, stem: str) -> Path:
+    """The same, where it has to be there.
+
+    Raises:
+        ConfigError: if there are several or none, naming what was looked for.
+    """
+    path = find_file(folder, stem)
+    if path is None:
         here = f"there is no {stem}.txt in {folder}" if folder.is_dir() else f"there is no folder {folder}"
         raise ConfigError(f"{here}: it must hold train, valid and test, each with one of {', '.join(SUFFIXES)}")
-    return found[0] if found else None
+    return path
 
 
 def read_triples(path: Path, vocabulary: Vocabulary, problems: Problems) -> Triples:
@@ -143,17 +166,20 @@ def read_triples(path: Path, vocabulary: Vocabulary, problems: Problems) -> Trip
         lines.append(number)
     if not lines:
         raise ConfigError(f"{path} holds no triple: each line is subject, predicate and object, separated by tabs")
-    whole = [np.frombuffer(column, dtype=np.int64) for column in columns]
-    triples = Triples(*whole, np.frombuffer(confidences, np.float32), *(np.array(c, np.int64) for c in (levels, lines)))
+    subject, relation, object_, level, line = (
+        np.frombuffer(column, dtype=np.int64) for column in (*columns, levels, lines)
+    )
+    confidence = np.frombuffer(confidences, dtype=np.float32)
+    triples = Triples(subject, relation, object_, confidence, level, line)
     return _without_duplicates(path, triples, vocabulary, problems)
 
 
-def drop_known(path: Path, triples: Triples, others: Sequence[Triples], where: str, problems: Problems) -> Triples:
+def drop_known(path: Path, triples: Triples, others: Triples, where: str, problems: Problems) -> Triples:
     """``triples`` without those that ``others`` hold too, which ``where`` names."""
-    bounds = [max((int(column.max(initial=-1)) for t in (triples, *others) for column in t[:3:2]), default=0) + 1]
-    bounds.append(max(int(t.relation.max(initial=-1)) for t in (triples, *others)) + 1)
-    mine, *theirs = (triple_keys(t, *bounds) for t in (triples, *others))
-    shared = np.isin(mine, np.concatenate(theirs)) if theirs else np.zeros(len(triples), dtype=bool)
+    everything = Triples.concatenate([triples, others])
+    num_entities = int(max(everything.subject.max(initial=0), everything.object.max(initial=0))) + 1
+    keys = triple_keys(everything, num_entities, int(everything.relation.max(initial=0)) + 1)
+    shared = np.isin(keys[: len(triples)], keys[len(triples) :])
     for line in triples.line[shared].tolist():
         problems.report(path, line, f"also in {where}", f"the triple is also in {where}", "keep it in one of them")
     return triples.keep(~shared)
@@ -240,49 +266,60 @@ def _without_duplicates(path: Path, triples: Triples, vocabulary: Vocabulary, pr
 
 def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     """The cells of each line that is neither empty nor a comment, with its number, in the order of ``HEADERS``."""
-    if ".csv" in path.suffixes:
-        yield from _csv_rows(path, problems)
-        return
+    is_csv = ".csv" in path.suffixes
+    places: list[int | None] | None = None
+    width = 0
+    for number, cells in (_csv_cells if is_csv else _tab_cells)(path, problems):
+        if not width:
+            width, places = len(cells), _places(cells)
+            if places is not None:
+                continue
+            if is_csv:
+                raise ConfigError(
+                    f"{path}, line {number}: a .csv begins with the names of its columns, subject, predicate and "
+                    f"object (or head, relation, tail) among them, not {', '.join(cells)}"
+                )
+        if places is None:
+            yield number, cells
+        elif len(cells) != width:
+            what = f"{len(cells)} columns where the header has {width}"
+            problems.report(path, number, "wrong number of columns", what, "quote names that contain the separator")
+        else:
+            yield number, ["1" if i is None else cells[i] for i in places]
+
+
+def _places(cells: Sequence[str]) -> list[int | None] | None:
+    """Where each column of ``HEADERS`` stands, None for one that is not there; None in all if this is no header."""
+    names = [cell.strip().lower() for cell in cells]
+    places = [next((i for i, name in enumerate(names) if name in column), None) for column in HEADERS]
+    if None in places[:3]:
+        return None
+    while places[-1] is None:
+        places.pop()
+    return places
+
+
+def _tab_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     for number, line in _lines(path, problems):
         if line and not line.startswith("#"):
-            cells = line.split("\t")
-            if number > 1 or not _is_header(cells):
-                yield number, cells
+            yield number, line.split("\t")
 
 
-def _is_header(cells: Sequence[str]) -> bool:
-    return len(cells) >= 3 and all(cells[i].strip().lower() in HEADERS[i] for i in range(3))
-
-
-def _csv_rows(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    start = 0
+def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    last = 0
 
     def texts() -> Iterator[str]:
-        nonlocal start
+        nonlocal last
         for number, line in _lines(path, problems):
             if line and not line.startswith("#"):
-                start = number
+                last = number
                 yield line + "\n"
 
-    reader = csv.reader(texts(), strict=True)
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        places = [next((i for i, name in enumerate(header) if name in names), None) for names in HEADERS]
-        if None in places[:3]:
-            raise ConfigError(
-                f"{path}, line {max(1, start)}: a .csv begins with the names of its columns, subject, predicate and "
-                f"object (or head, relation, tail) among them, not {', '.join(header) or 'nothing'}"
-            )
-        while places[-1] is None:
-            places.pop()
-        for cells in reader:
-            if len(cells) != len(header):
-                what = f"{len(cells)} columns where the header has {len(header)}"
-                problems.report(path, start, "wrong number of columns", what, "quote names that contain commas")
-                continue
-            yield start, ["1" if i is None else cells[i] for i in places]
+        for cells in csv.reader(texts(), strict=True):
+            yield last, cells
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {start}: not CSV ({error}); mend the quotes") from error
+        raise ConfigError(f"{path}, line {last}: not CSV ({error}); mend the quotes") from error
 
 
 def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:

@@ -10,7 +10,16 @@ import numpy as np
 
 from nsm.config import ConfigError
 from nsm.data.subgraphs import TripleGraph
-from nsm.data.triple_files import Problems, Triples, Vocabulary, drop_known, find_file, read_triples, read_types
+from nsm.data.triple_files import (
+    Problems,
+    Triples,
+    Vocabulary,
+    drop_known,
+    find_file,
+    read_triples,
+    read_types,
+    required_file,
+)
 
 FILES = ("train", "valid", "test", "valid_negatives", "test_negatives")
 TYPE_FILES = ("entity2types.json", "entity2types.tsv")
@@ -38,14 +47,10 @@ class TripleFolder(NamedTuple):
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the folder that counts, by name.
-
-    Raises:
-        ConfigError: if one is missing.
-    """
-    paths = [find_file(folder, stem, required=stem in ("train", "test")) for stem in FILES]
-    paths += [folder / name for name in TYPE_FILES if (folder / name).is_file()]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path is not None}
+    """SHA-256 of every file of the folder that counts, by name."""
+    found = [path for stem in FILES if (path := find_file(folder, stem))]
+    found += [folder / name for name in TYPE_FILES if (folder / name).is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def read_folder(path: Path, inference_path: Path | None, problems: Problems) -> TripleFolder:
@@ -54,81 +59,71 @@ def read_folder(path: Path, inference_path: Path | None, problems: Problems) -> 
     Raises:
         ConfigError: naming file, line and remedy of what cannot be used.
     """
-    vocabulary = Vocabulary()
-    train = _read(path, "train", vocabulary, problems)
-    vocabulary.close()
-    val = _disjoint(path, "valid", _read(path, "valid", vocabulary, problems), {"train": train}, problems)
+    training = _Reader(path, Vocabulary(), problems)
+    train, val = training.read("train"), training.read("valid")
     types = read_types(path)
-    names = _type_names([types])
-    relations = list(vocabulary.relations)
-    entities = list(vocabulary.entities)
     if inference_path is None:
-        inside, test_graph_triples, test_vocabulary = path, train, vocabulary
-        true = {"train": train, "valid": val}
-        test_types, test_entities = types, entities
+        asked = training
     else:
-        inside, test_vocabulary = inference_path, Vocabulary(relations=vocabulary.relations)
-        test_graph_triples = _read(inside, "train", test_vocabulary, problems)
-        test_vocabulary.close()
-        true = {"train": test_graph_triples}
-        if find_file(inside, "valid", required=False):
-            others = _read(inside, "valid", test_vocabulary, problems)
-            true["valid"] = _disjoint(inside, "valid", others, true, problems)
-        test_types, test_entities = read_types(inside), list(test_vocabulary.entities)
-    test = _disjoint(inside, "test", _read(inside, "test", test_vocabulary, problems), true, problems)
-    true["test"] = test
-    false: dict[str, Triples] = {}
-    mine = {"train": train, "valid": val, **({"test": test} if inference_path is None else {})}
-    if find_file(path, "valid_negatives", required=False):
-        given = _read(path, "valid_negatives", vocabulary, problems)
-        false["val"] = _disjoint(path, "valid_negatives", given, mine, problems)
-    if find_file(inside, "test_negatives", required=False):
-        given = _read(inside, "test_negatives", test_vocabulary, problems)
-        others = true if inference_path is not None or "val" not in false else {**true, "valid_negatives": false["val"]}
-        false["test"] = _disjoint(inside, "test_negatives", given, others, problems)
+        asked = _Reader(inference_path, Vocabulary(relations=training.vocabulary.relations), problems)
+        asked.read("train")
+        asked.read_optional("valid")
+    test = asked.read("test")
+    known = Triples.concatenate(list(asked.triples.values()))
+    given = {"val": training.read_optional("valid_negatives"), "test": asked.read_optional("test_negatives")}
+    believed = train.keep(train.confidence >= BELIEVED)
+    if not len(believed):
+        raise ConfigError(f"{path}: no training triple has a confidence of {BELIEVED} or more: nothing to learn from")
+    names = _type_names(types)
+    relations = list(training.vocabulary.relations)
     is_a = IS_A
-    while is_a in vocabulary.relations:
+    while is_a in training.vocabulary.relations:
         is_a += "_"
-    if names:
-        relations.append(is_a)
-    entity_types = [UNTYPED, *names, CLASS] if names else [UNTYPED]
-    graph = _graph(train, entities, types, names, len(relations) - 1)
-    test_graph = (
-        graph
-        if inference_path is None
-        else _graph(test_graph_triples, test_entities, test_types, names, len(relations) - 1)
-    )
-    known = Triples(*(np.concatenate(columns) for columns in zip(*true.values(), strict=True)))
+    graph = test_graph = _graph(train, training.entities, types, names, len(relations))
+    if asked is not training:
+        # Types of new entities may stand in either folder.
+        test_types = types | read_types(asked.folder)
+        test_graph = _graph(asked.triples["train"], asked.entities, test_types, names, len(relations))
     return TripleFolder(
-        relations=relations,
-        entity_types=entity_types,
+        relations=[*relations, is_a] if names else relations,
+        entity_types=[UNTYPED, *names, CLASS] if names else [UNTYPED],
         graph=graph,
         test_graph=test_graph,
-        true={"train": train.keep(train.confidence >= BELIEVED), "val": val, "test": test},
-        false=false,
+        true={"train": believed, "val": val, "test": test},
+        false={name: triples for name, triples in given.items() if triples is not None},
         known=known,
     )
 
 
-def _read(folder: Path, stem: str, vocabulary: Vocabulary, problems: Problems) -> Triples:
-    path = find_file(folder, stem)
-    assert path is not None
-    return read_triples(path, vocabulary, problems)
+class _Reader:
+    """Reads files of a folder in turn; no triple may stand in two of them, and no name be new after the first."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, problems: Problems) -> None:
+        self.folder, self.vocabulary, self.problems = folder, vocabulary, problems
+        self.triples: dict[str, Triples] = {}
+
+    @property
+    def entities(self) -> list[str]:
+        return list(self.vocabulary.entities)
+
+    def read_optional(self, stem: str) -> Triples | None:
+        return self.read(stem) if find_file(self.folder, stem) else None
+
+    def read(self, stem: str) -> Triples:
+        path = required_file(self.folder, stem)
+        triples = read_triples(path, self.vocabulary, self.problems)
+        for name, others in self.triples.items():
+            triples = drop_known(path, triples, others, name, self.problems)
+        if not len(triples):
+            raise ConfigError(f"{path} holds no triple that the other files do not hold: nothing is left to ask about")
+        self.triples[stem] = triples
+        self.vocabulary.close()
+        return triples
 
 
-def _disjoint(folder: Path, stem: str, triples: Triples, others: Mapping[str, Triples], problems: Problems) -> Triples:
-    path = find_file(folder, stem)
-    assert path is not None
-    for name, other in others.items():
-        triples = drop_known(path, triples, [other], name, problems)
-    if not len(triples):
-        raise ConfigError(f"{path} holds no triple that the other files do not hold: nothing is left to ask about")
-    return triples
-
-
-def _type_names(listed: Sequence[Mapping[str, list[str]]]) -> list[str]:
+def _type_names(types: Mapping[str, list[str]]) -> list[str]:
     """Every type, the most frequent first."""
-    counts = Counter(name for types in listed for names in types.values() for name in names)
+    counts = Counter(name for names in types.values() for name in names)
     return sorted(counts, key=lambda name: (-counts[name], name))
 
 
@@ -140,10 +135,9 @@ def _graph(
     An entity's token is its most frequent type, so that many entities share it; its class nodes tell the others. A
     node's level is the lowest of the triples it occurs in.
     """
-    class_of = {name: len(entities) + i for i, name in enumerate(names)}
     rank = {name: i for i, name in enumerate(names)}
     mine = [sorted({rank[name] for name in types.get(entity, ()) if name in rank}) for entity in entities]
-    x = np.array([1 + ranks[0] if ranks else 0 for ranks in mine] + [len(names) + 1] * len(class_of), dtype=np.int64)
+    x = np.array([1 + ranks[0] if ranks else 0 for ranks in mine] + [len(names) + 1] * len(names), dtype=np.int64)
     typed = np.repeat(np.arange(len(entities)), [len(ranks) for ranks in mine])
     classes = len(entities) + np.array([i for ranks in mine for i in ranks], dtype=np.int64)
     level = np.full(len(x), np.iinfo(np.int64).max)
