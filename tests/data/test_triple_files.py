@@ -136,7 +136,7 @@ def test_types_in_both_formats(tmp_path: Path) -> None:
     assert read_types(tmp_path) == expected
     for content, message in (('{"a": [1]}', "'a' has"), ("[]", "an object"), ('{\n"a": [}', "line 2: not JSON")):
         (tmp_path / "entity2types.json").write_text(content)
-        with pytest.raises(ConfigError, match="entity2types.json") as caught:
+        with pytest.raises(ConfigError, match=r"entity2types\.json") as caught:
             read_types(tmp_path)
         assert message in str(caught.value)
 
