@@ -66,7 +66,7 @@ def test_an_embedding_learns_by_the_same_command(composed: Compose, tmp_path: Pa
     train(composed(f"model={model}", *longer, "domain.protocols=[full_ranking]"), tmp_path)
     results = json.loads((tmp_path / "final_results.json").read_text())
     history = json.loads((tmp_path / "training_history.json").read_text())
-    assert history[-1]["train/loss"] < 0.9 * history[0]["train/loss"]
+    assert history[-1]["train/loss"] < 0.97 * history[0]["train/loss"]
     assert (results["model"], results["test"]["cycle_error"]) == (model, None)
     assert results["test"]["ranking_queries"] > 0
     assert (tmp_path / "scores.npz").exists()
