@@ -28,21 +28,18 @@ class Corrupted(NamedTuple):
 
 
 class KnownTriples:
-    """Triples that are true, to look up and to list, in one space of entities."""
+    """Triples that are true, to look up, in one space of entities."""
 
     def __init__(self, subject: np.ndarray, relation: np.ndarray, object: np.ndarray, num_entities: int) -> None:
         self.num_entities, self.num_relations = num_entities, int(relation.max(initial=0)) + 1
-        self.keys = np.unique(self._key(subject, relation, object))
-
-    def __contains__(self, triple: tuple[int, int, int]) -> bool:
-        return bool(self.contains(*(np.array([part]) for part in triple))[0])
+        self._keys = np.sort(self._key(subject, relation, object))
 
     def contains(self, subject: np.ndarray, relation: np.ndarray, object: np.ndarray) -> np.ndarray:
         """Whether each triple is known to be true: [K]."""
         key = self._key(subject, relation, object)
-        position = np.searchsorted(self.keys, key)
-        position[position == len(self.keys)] = 0
-        return (self.keys[position] == key) & (relation < self.num_relations)
+        position = np.searchsorted(self._keys, key)
+        position[position == len(self._keys)] = 0
+        return (self._keys[position] == key) & (relation < self.num_relations)
 
     def _key(self, subject: np.ndarray, relation: np.ndarray, object: np.ndarray) -> np.ndarray:
         return (subject * self.num_relations + relation) * self.num_entities + object
