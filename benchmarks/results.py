@@ -14,6 +14,7 @@ COLUMNS = {
     "causal": ("accuracy", "accuracy_do", "sqrt_pehe", "policy_value"),
     "planning": ("accuracy", "accuracy_long"),
     "kg": ("accuracy", "accuracy_composition_3", "auc_pr", "mrr", "hits_at_1"),
+    "triples": ("accuracy", "accuracy_matched", "auc_pr", "mrr", "hits_at_10", "sampled_mrr"),
 }
 CYCLE = ("cycle_error", "cycle_error_shuffled", "cycle_error_structure_only", "cycle_error_within_types")
 UNNAMED = ("domain=", "model=", "seed=", "hardware", "hydra", "domain.cache_dir")

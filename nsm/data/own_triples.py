@@ -178,7 +178,8 @@ class OwnTriplesDataModule(TripleDataModule):
         }
 
     def _folders(self) -> list[Path]:
-        return [Path(folder) for folder in (self.config.path, self.config.inference_path) if folder is not None]
+        given = (self.config.path, self.config.inference_path)
+        return [Path(folder).expanduser() for folder in given if folder is not None]
 
     def _make(self) -> dict[str, Any]:
         log.info("reading %s and auditing its shortcuts; kept in %s", self.config.path, self.config.cache_dir)
