@@ -60,11 +60,14 @@ def read_folder(path: Path, inference_path: Path | None, problems: Problems) -> 
         ConfigError: naming file, line and remedy of what cannot be used.
     """
     training = _Reader(path, Vocabulary(), problems)
-    train, val = training.read("train"), training.read("valid")
+    train = training.read("train")
+    training.vocabulary.close()
+    val = training.read("valid")
     types = read_types(path)
     if inference_path is None:
         asked = training
     else:
+        # Published inductive sets ask about entities without a triple in the inference graph: those stand there alone.
         asked = _Reader(inference_path, Vocabulary(relations=training.vocabulary.relations), problems)
         asked.read("train")
         asked.read_optional("valid")
@@ -96,7 +99,7 @@ def read_folder(path: Path, inference_path: Path | None, problems: Problems) -> 
 
 
 class _Reader:
-    """Reads files of a folder in turn; no triple may stand in two of them, and no name be new after the first."""
+    """Reads files of a folder in turn; no triple may stand in two of them."""
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, problems: Problems) -> None:
         self.folder, self.vocabulary, self.problems = folder, vocabulary, problems
@@ -117,7 +120,6 @@ class _Reader:
         if not len(triples):
             raise ConfigError(f"{path} holds no triple that the other files do not hold: nothing is left to ask about")
         self.triples[stem] = triples
-        self.vocabulary.close()
         return triples
 
 
@@ -133,7 +135,7 @@ def _graph(
     """The graph of the triples, with a class node for each type and a level-2 triple from each entity to its types.
 
     An entity's token is its most frequent type, so that many entities share it; its class nodes tell the others. A
-    node's level is the lowest of the triples it occurs in.
+    node's level is the lowest of the triples it occurs in, 1 for one in none.
     """
     rank = {name: i for i, name in enumerate(names)}
     mine = [sorted({rank[name] for name in types.get(entity, ()) if name in rank}) for entity in entities]
@@ -143,7 +145,8 @@ def _graph(
     level = np.full(len(x), np.iinfo(np.int64).max)
     for ends in (triples.subject, triples.object):
         np.minimum.at(level, ends, triples.level)
-    level[typed] = np.minimum(level[typed], 1)
+    level[typed] = 1
+    level[level == np.iinfo(np.int64).max] = 1
     level[len(entities) :] = 2
     return TripleGraph(
         subject=np.concatenate([triples.subject, typed]),

@@ -198,6 +198,12 @@ def test_an_inference_folder_has_other_entities_and_the_same_relations(tmp_path:
     assert found.false.keys() == {"test"}
     assert len(found.known) == sum(len(read(unseen / f"{name}.txt")) for name in ("train", "valid", "test"))
     assert found.test_graph.x.max() == found.graph.x.max()
+    spoiled(unseen, "test.txt", "alone\tnext\tnew1")
+    alone = load(seen, unseen)[0].test_graph
+    assert (alone.num_entities, len(alone)) == (31, len(found.test_graph))
+    assert (alone.degree[30], alone.level[30]) == (0, 1)
+    with pytest.raises(ConfigError, match="unknown relation 'hates'"):
+        load(seen, make_spoiled(tmp_path / "other", "e0\thates\te1"))
     (unseen / "valid.txt").unlink()
     (seen / "test.txt").unlink()  # nobody asks about it
     assert len(load(seen, unseen)[0].true["test"]) == len(read(unseen / "test.txt"))
@@ -211,6 +217,11 @@ def test_types_of_new_entities_may_stand_in_the_training_folder(tmp_path: Path) 
         file.write((unseen / "entity2types.tsv").read_text())
     (unseen / "entity2types.tsv").unlink()
     assert np.array_equal(load(seen, unseen)[0].test_graph.x, before)
+
+
+def make_spoiled(folder: Path, line: str) -> Path:
+    spoiled(make_folder(folder), "test.txt", line)
+    return folder
 
 
 def spoiled(folder: Path, name: str, line: str) -> int:
