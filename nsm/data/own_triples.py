@@ -228,13 +228,8 @@ class OwnTriplesDataModule(TripleDataModule):
             parts.append((*false.spo, np.full((len(false), 2), NONE), keys))
         else:
             train = name == "train"
-            known = (
-                found.true["train"]
-                if train
-                else found.known
-                if name == "test"
-                else Triples.concatenate([found.true[part] for part in ("train", "val")])
-            )
+            # Nobody who trains knows the other splits.
+            known = found.known if name == "test" else Triples.concatenate([found.true["train"], true])
             for _ in range(config.negatives if train else 1):
                 made = corrupt(
                     subject,

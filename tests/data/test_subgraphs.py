@@ -1,5 +1,6 @@
 """The graph around a candidate, against one found by walking over sets; what it may not hold; and its bounds."""
 
+import pickle
 from itertools import chain
 
 import numpy as np
@@ -189,5 +190,8 @@ def test_a_cached_batch_is_the_one_cut_out_anew() -> None:
         assert batches[0]["y"].tolist() == [i % 2 for i in indices]
         assert batches[0]["subject"].tolist() == candidates.subject[indices].tolist()
         assert torch.equal(cached.get(indices[0]).edge_index, anew.get(indices[0]).edge_index)
+    copied = pickle.loads(pickle.dumps(cached))  # as for a process that loads batches
+    assert torch.equal(copied.__getitems__([3, 5]).edge_index, cached.__getitems__([3, 5]).edge_index)
+    assert len(pickle.dumps(cached)) < len(pickle.dumps(anew)) + 100
     assert 0 < little._kept_bytes < 4000 + 2000
     assert anew._kept_bytes == 0
