@@ -46,7 +46,7 @@ def write_world(folder: Path, schema: Schema, num_entities: int, asked: str, rng
     there: set[int] = set()
     for stem, facts in (("train", world.observed), (asked, hidden)):
         lines = []
-        for relation in relations:
+        for relation in (r for r in relations if world.observed[r].any()):
             for s, o in np.argwhere(facts[relation, :num_entities, :num_entities]).tolist():
                 if stem == "train" or {s, o} <= there:
                     lines.append(f"{names[s]}\t{RELATIONS[relation]}\t{names[o]}")
