@@ -44,7 +44,7 @@ def find_runs(folders: list[Path]) -> list[dict[str, Any]]:
     for path in (path for folder in folders for path in sorted(folder.rglob("final_results.json"))):
         run = json.loads(path.read_text())
         overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
-        set_by_hand = [str(override) for override in overrides if not str(override).startswith(UNNAMED)]
+        set_by_hand = [shown(str(override)) for override in overrides if not str(override).startswith(UNNAMED)]
         levels = [f"{run['levels']} levels"] if run["levels"] else []
         run["name"] = ", ".join([run["model"], *levels, *set_by_hand])
         key = (run["domain"], run["name"], run["seed"])
@@ -53,6 +53,12 @@ def find_runs(folders: list[Path]) -> list[dict[str, Any]]:
         runs[key] = path
         found.append(run)
     return found
+
+
+def shown(override: str) -> str:
+    """The override, or of the folder that one's own triples are read from its name alone."""
+    key, _, value = override.partition("=")
+    return Path(value).name if key in ("domain.path", "domain.inference_path") else override
 
 
 def domain_table(domain: str, runs: list[dict[str, Any]]) -> str:
