@@ -71,7 +71,7 @@ class TriplesConfig(DomainConfig):
         check(self.max_nodes >= 2, "domain.max_nodes", self.max_nodes, "at least 2 nodes, the ends")
         check(self.negatives >= 1, "domain.negatives", self.negatives, "at least 1")
         check(0 <= self.hard_negatives <= 1, "domain.hard_negatives", self.hard_negatives, "a share from 0 to 1")
-        check(self.ranking_budget >= 1, "domain.ranking_budget", self.ranking_budget, "at least 1 candidate")
+        check(self.ranking_budget >= 1000, "domain.ranking_budget", self.ranking_budget, "at least 1000 candidates")
         check(self.audit_samples >= 100, "domain.audit_samples", self.audit_samples, "at least 100 candidates")
         check(
             self.control != "rewired_edges",

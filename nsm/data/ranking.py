@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import os
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -74,13 +76,21 @@ class Ranker:
         """Filtered ranks among all entities, tail and head, ties by expectation (Bordes et al., 2013).
 
         The expectation over ties is the *realistic* rank (Berrendorf et al., 2020, arXiv:2002.06914): equal scores for
-        all earn what chance earns (Sun et al., 2020, arXiv:1911.03903, on what else they may earn).
+        all earn what chance earns (Sun et al., 2020, arXiv:1911.03903, on what else they may earn). Left out where not
+        even two queries are within the budget.
 
         Args:
             fingerprint: of the model; what another one left in the folder is not continued.
         """
         num_entities = self.extractor.graph.num_entities
-        chosen = self._sample(max(1, self.budget // num_entities))
+        chosen = self._sample(self.budget // num_entities)
+        if len(chosen) < min(2, len(self.queries.relation)):
+            log.warning(
+                "full_ranking is left out: a query has %d candidates; domain.ranking_budget=%d allows fewer than two",
+                num_entities,
+                self.budget,
+            )
+            return {}
 
         def others(queries: Queries, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return ranges(np.zeros(len(number), dtype=np.int64), np.full(len(number), num_entities))
@@ -98,7 +108,7 @@ class Ranker:
         Teru et al., 2020, "Inductive Relation Prediction by Subgraph Reasoning" (GraIL, arXiv:1911.06962).
         """
         num_entities = self.extractor.graph.num_entities
-        chosen = self._sample(max(1, self.budget // (SAMPLED_NEGATIVES + 1)))
+        chosen = self._sample(self.budget // (SAMPLED_NEGATIVES + 1))
 
         def others(queries: Queries, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             # More are drawn than are needed, since some make true triples.
@@ -140,7 +150,9 @@ class Ranker:
             number = chosen[begin : begin + max(1, STEP // candidates)]
             queries = Queries(*(part[number] for part in self.queries))
             counts = np.concatenate([counts, self._counts(queries, *others(queries, number))])
-            np.savez(path, digest=digest, counts=counts)
+            beside = path.with_name(f".{path.name}")  # an interruption must not leave half a file
+            np.savez(beside, digest=digest, counts=counts)
+            os.replace(beside, path)
             now = time.monotonic()
             if now - told > SECONDS_BETWEEN_LINES and len(counts) < len(chosen):
                 left = (now - start) / (len(counts) - first) * (len(chosen) - len(counts))
@@ -190,6 +202,6 @@ def _continued(path: Path, digest: str) -> np.ndarray:
             with np.load(path) as stored:
                 if str(stored["digest"]) == digest:
                     return stored["counts"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s cannot be read (%s); ranking anew", path, error)
     return np.zeros((0, 2), dtype=np.int64)

@@ -200,6 +200,16 @@ def test_a_budget_gives_an_estimate_with_its_error(make: Make, tmp_path: Path) -
     assert some["sampled_mrr_error"] > 0
 
 
+def test_a_full_ranking_beyond_its_budget_is_left_out(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    datamodule = make(ranking_budget=1000)
+    datamodule.config.ranking_budget = 79  # of 40 entities
+    figures = datamodule.evaluate(plausibility, tmp_path)
+    assert "mrr" not in figures
+    assert "full_ranking is left out: a query has 40 candidates; domain.ranking_budget=79" in caplog.text
+
+
 def test_an_interrupted_ranking_goes_on_and_one_by_another_model_does_not(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,8 +240,10 @@ def test_an_interrupted_ranking_goes_on_and_one_by_another_model_does_not(
     num_graphs.clear()
     assert datamodule.evaluate(lambda batch: -counted(batch), tmp_path) != whole
     assert sum(num_graphs) > 0.9 * graphs_of_whole
-    (tmp_path / "full_ranking.npz").write_bytes(b"PK broken")
-    assert datamodule.evaluate(counted, tmp_path) == whole
+    written = (tmp_path / "full_ranking.npz").read_bytes()
+    for broken in (b"", b"nothing", written[: len(written) // 2]):
+        (tmp_path / "full_ranking.npz").write_bytes(broken)
+        assert datamodule.evaluate(counted, tmp_path) == whole
 
 
 def test_protocols_are_those_asked_for(make: Make, tmp_path: Path) -> None:
@@ -333,7 +345,7 @@ def test_the_folder_is_asked_for() -> None:
         ("max_nodes", 1, "at least 2"),
         ("negatives", 0, "at least 1"),
         ("hard_negatives", 1.5, "0 to 1"),
-        ("ranking_budget", 0, "at least 1"),
+        ("ranking_budget", 0, "at least 1000"),
         ("audit_samples", 10, "at least 100"),
     ],
 )
