@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.unseen import write_world
-from nsm.data.triple_files import Problems
 from nsm.data.triple_folder import read_folder
+from nsm.data.triple_lines import Problems
 from nsm.data.world import RELATIONS, Schema, make_schema
 from tests.triple_folders import Names, read
 

@@ -24,8 +24,9 @@ from nsm.data.scores import Scored, save_scores
 from nsm.data.shortcuts import majority
 from nsm.data.subgraph_dataset import SubgraphDataset
 from nsm.data.subgraphs import NONE, Extractor, TripleGraph
-from nsm.data.triple_files import Problems, Triples, triple_keys
+from nsm.data.triple_files import Triples, triple_keys
 from nsm.data.triple_folder import TripleFolder, file_digests, read_folder
+from nsm.data.triple_lines import Problems
 from nsm.data.triples import TripleDataset
 
 log = logging.getLogger(__name__)

@@ -199,7 +199,7 @@ def _continued(path: Path, digest: str) -> np.ndarray:
     """The counts that an interrupted ranking by the same model left, or none: [Q, 2]."""
     if path.exists():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 if str(stored["digest"]) == digest:
                     return stored["counts"]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -1,58 +1,23 @@
-"""Triples in files: what a line may hold, and what to do about one that cannot be used.
+"""Triples in files: what a line may hold, and which lines cannot be used.
 
 A line holds subject, predicate and object, then perhaps a confidence (0 to 1) and a level (from 1), separated by tabs
 (``.txt``, ``.tsv``) or as CSV (``.csv``), each also compressed (``.gz``). ``#`` starts a comment line. A first line
 that names the columns gives their order; CSV must have one.
 """
 
-import csv
-import gzip
 import json
-import logging
-import zlib
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nsm.config import ConfigError
+from nsm.data.triple_lines import Problems, rows
 
-log = logging.getLogger(__name__)
 SUFFIXES = tuple(kind + packed for kind in (".txt", ".tsv", ".csv") for packed in ("", ".gz"))
-LONGEST_LINE = 1 << 20
-"""Bytes of a line, at most: no more of it is read into memory."""
-HEADERS = (
-    ("subject", "head", "source", "h", "s"),
-    ("predicate", "relation", "rel", "r", "p"),
-    ("object", "tail", "target", "t", "o"),
-    ("confidence",),
-    ("level",),
-)
-"""Names of columns: a first line that has one for each of subject, predicate and object is a header."""
-TOLERANT = "domain.strict=false drops such lines and counts them"
-
-
-class Problems:
-    """What is wrong with the files: the first problem ends the run, or (not ``strict``) all are counted by kind."""
-
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
-        self.dropped: Counter[str] = Counter()
-
-    def report(self, path: Path, line: int, kind: str, what: str, remedy: str) -> None:
-        """A line that cannot be used.
-
-        Raises:
-            ConfigError: if strict, naming file, line and remedy.
-        """
-        if self.strict:
-            raise ConfigError(f"{path}, line {line}: {what}; {remedy} ({TOLERANT})")
-        if not self.dropped[kind]:
-            log.warning("%s, line %d: %s; dropped, and so are others like it", path, line, what)
-        self.dropped[kind] += 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +107,7 @@ def read_triples(path: Path, vocabulary: Vocabulary, problems: Problems) -> Trip
     confidences, levels, lines = array("f"), array("q"), array("q")
     names = (vocabulary.entities, vocabulary.relations, vocabulary.entities)
     kinds = ("entity", "relation", "entity")
-    for number, cells in _rows(path, problems):
+    for number, cells in rows(path, problems):
         row = [cell.strip() for cell in cells]
         values = _numbers(path, number, row, problems)
         if values is None:
@@ -212,7 +177,7 @@ def read_types(folder: Path) -> dict[str, list[str]]:
                 raise ConfigError(f"{path}: {entity!r} has {types!r}; expected a list of names")
             found[entity] += listed
     elif (path := folder / "entity2types.tsv").is_file():
-        for number, cells in _rows(path, Problems(strict=True)):
+        for number, cells in rows(path, Problems(strict=True)):
             row = [cell.strip() for cell in cells]
             if len(row) != 2 or not all(row):
                 raise ConfigError(f"{path}, line {number}: expected an entity, a tab and a type, got {row}")
@@ -262,85 +227,3 @@ def _without_duplicates(path: Path, triples: Triples, vocabulary: Vocabulary, pr
         what = f"the triple of line {triples.line[first[inverse[position]]]} again"
         problems.report(path, int(triples.line[position]), "duplicate", what, "keep one of them")
     return triples.keep(~again)
-
-
-def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each line that is neither empty nor a comment, with its number, in the order of ``HEADERS``."""
-    is_csv = ".csv" in path.suffixes
-    places: list[int | None] | None = None
-    width = 0
-    for number, cells in (_csv_cells if is_csv else _tab_cells)(path, problems):
-        if not width:
-            width, places = len(cells), _places(cells)
-            if places is not None:
-                continue
-            if is_csv:
-                raise ConfigError(
-                    f"{path}, line {number}: a .csv begins with the names of its columns, subject, predicate and "
-                    f"object (or head, relation, tail) among them, not {', '.join(cells)}"
-                )
-        if places is None:
-            yield number, cells
-        elif len(cells) != width:
-            what = f"{len(cells)} columns where the header has {width}"
-            problems.report(path, number, "wrong number of columns", what, "quote names that contain the separator")
-        else:
-            yield number, ["1" if i is None else cells[i] for i in places]
-
-
-def _places(cells: Sequence[str]) -> list[int | None] | None:
-    """Where each column of ``HEADERS`` stands, None for one that is not there; None in all if this is no header."""
-    names = [cell.strip().lower() for cell in cells]
-    places = [next((i for i, name in enumerate(names) if name in column), None) for column in HEADERS]
-    if None in places[:3]:
-        return None
-    while places[-1] is None:
-        places.pop()
-    return places
-
-
-def _tab_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _lines(path, problems):
-        if line and not line.startswith("#"):
-            yield number, line.split("\t")
-
-
-def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    last = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal last
-        for number, line in _lines(path, problems):
-            if line and not line.startswith("#"):
-                last = number
-                yield line + "\n"
-
-    try:
-        for cells in csv.reader(texts(), strict=True):
-            yield last, cells
-    except csv.Error as error:
-        raise ConfigError(f"{path}, line {last}: not CSV ({error}); mend the quotes") from error
-
-
-def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that can be read, without its end."""
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while raw := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(raw) > LONGEST_LINE:
-                    while raw and not raw.endswith(b"\n"):
-                        raw = file.readline(LONGEST_LINE)
-                    what = f"longer than {LONGEST_LINE:,} bytes"
-                    problems.report(path, number, "line too long", what, "each triple stands on a line of its own")
-                    continue
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    what = f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8"
-                    problems.report(path, number, "not UTF-8", what, "save the whole file as UTF-8")
-                    continue
-                yield number, text.rstrip("\r\n")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{path}, after line {number}: not a whole gzip file ({error}); copy it again") from error

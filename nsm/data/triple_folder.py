@@ -11,7 +11,6 @@ import numpy as np
 from nsm.config import ConfigError
 from nsm.data.subgraphs import TripleGraph
 from nsm.data.triple_files import (
-    Problems,
     Triples,
     Vocabulary,
     drop_known,
@@ -20,6 +19,7 @@ from nsm.data.triple_files import (
     read_types,
     required_file,
 )
+from nsm.data.triple_lines import Problems
 
 FILES = ("train", "valid", "test", "valid_negatives", "test_negatives")
 TYPE_FILES = ("entity2types.json", "entity2types.tsv")

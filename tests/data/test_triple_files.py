@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from nsm.config import ConfigError
-from nsm.data.triple_files import LONGEST_LINE, Problems, Triples, Vocabulary, find_file, read_triples, read_types
+from nsm.data.triple_files import Triples, Vocabulary, find_file, read_triples, read_types
 from nsm.data.triple_folder import CLASS, UNTYPED, TripleFolder, read_folder
+from nsm.data.triple_lines import LONGEST_LINE, Problems
 from tests.triple_folders import make_folder, read, write
 
 PLAIN = "a\tlikes\tb\nb\tknows\tä\n"
