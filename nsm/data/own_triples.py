@@ -167,9 +167,7 @@ class OwnTriplesDataModule(TripleDataModule):
 
     def _description(self) -> dict[str, Any]:
         config = self.config
-        check(
-            config.path is not None, "domain.path", config.path, "the folder that holds train, valid and test triples"
-        )
+        check(config.path is not None, "domain.path", config.path, "set it to the folder with train, valid and test")
         decided = ("seed", "strict", "negatives", "hard_negatives", "audit_samples")
         return {
             "domain": self.name,

@@ -332,7 +332,7 @@ def test_shuffled_labels(make: Make) -> None:
 
 
 def test_the_folder_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"domain\.path=None .* the folder that holds train, valid and test"):
+    with pytest.raises(ConfigError, match=r"domain\.path=None .* set it to the folder with train, valid and test"):
         OwnTriplesDataModule().prepare_data()
 
 
