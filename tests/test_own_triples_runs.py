@@ -62,11 +62,11 @@ def test_a_run_with_graphs_of_unseen_entities(composed: Compose, folders: Path, 
 
 @pytest.mark.parametrize("model", ["distmult", "complex", "rotate", "transe"])
 def test_an_embedding_learns_by_the_same_command(composed: Compose, tmp_path: Path, model: str) -> None:
-    longer = ["schedule=production", "schedule.max_epochs=8", "schedule.batch_size=64"]
-    train(composed(f"model={model}", *longer, "domain.protocols=[full_ranking]"), tmp_path)
+    longer = ["schedule=production", "schedule.max_epochs=8", "schedule.batch_size=64", "schedule.learning_rate=0.1"]
+    train(composed(f"model={model}", *longer, "model.node_features=32", "domain.protocols=[full_ranking]"), tmp_path)
     results = json.loads((tmp_path / "final_results.json").read_text())
     history = json.loads((tmp_path / "training_history.json").read_text())
-    assert history[-1]["train/loss"] < 0.97 * history[0]["train/loss"]
+    assert history[-1]["train/loss"] < 0.95 * history[0]["train/loss"]
     assert (results["model"], results["test"]["cycle_error"]) == (model, None)
     assert results["test"]["ranking_queries"] > 0
     assert (tmp_path / "scores.npz").exists()
