@@ -11,6 +11,7 @@ import torch
 import torch_geometric
 
 from benchmarks.domains import measure_domain
+from benchmarks.graphs import QUICK_SIZES, SIZES, measure_graphs
 from benchmarks.layers import QUICK_SHAPES, SHAPES, measure_layers
 from benchmarks.report import format_report
 from nsm.config import ConfigError
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report["layers"] = [
         measure_layers(shape, rounds=rounds, device=device) for shape in (QUICK_SHAPES if options.quick else SHAPES)
     ]
+    sizes = QUICK_SIZES if options.quick else SIZES
+    report["graphs"] = measure_graphs(sizes, rounds=rounds, threads=options.threads)
     print(format_report(report))
     if options.json:
         try:
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    domains = sorted(path.stem for path in Path(CONF, "domain").glob("*.yaml"))
+    domains = sorted(path.stem for path in Path(CONF, "domain").glob("*.yaml") if path.stem != "triples")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the speed of NSM.")
     parser.add_argument(
         "--domains",

@@ -15,6 +15,13 @@ DOMAIN_ROWS = (
     ("  alone, ms", "products_ms", ".1f"),
     ("step / its products alone", "step_per_products", ".1f"),
 )
+GRAPH_ROWS = (
+    ("  a sample cut out, ms", "cut_ms", 1, ".2f"),
+    ("  a sample trained on, ms", "train_ms", 1, ".2f"),
+    ("  loading, s", "load_seconds", 1, ".1f"),
+    ("  loading again, s", "load_again_seconds", 1, ".1f"),
+    ("  peak memory, GiB", "peak_memory_bytes", 2**30, ".2f"),
+)
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -27,7 +34,7 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     if report["domains"]:
         text += ["", *format_domains(report["domains"])]
-    return "\n".join([*text, "", *format_layers(report["layers"])])
+    return "\n".join([*text, "", *format_layers(report["layers"]), "", *format_graphs(report["graphs"])])
 
 
 def format_domains(domains: dict[str, dict[str, Any]]) -> list[str]:
@@ -59,6 +66,13 @@ def format_layers(layers: list[dict[str, Any]]) -> list[str]:
             rows.append([f"  {name}", f"{layer['ms']:.2f}", *cells])
         lines += align(rows)
     return lines
+
+
+def format_graphs(graphs: list[dict[str, Any]]) -> list[str]:
+    """One column a size of graph."""
+    rows = [["triples of one's own", *(f"{found['triples']:,}" for found in graphs)]]
+    rows += [[label, *(format(found[key] / unit, style) for found in graphs)] for label, key, unit, style in GRAPH_ROWS]
+    return align(rows)
 
 
 def align(rows: list[list[str]]) -> list[str]:

@@ -14,6 +14,7 @@ COLUMNS = {
     "causal": ("accuracy", "accuracy_do", "sqrt_pehe", "policy_value"),
     "planning": ("accuracy", "accuracy_long"),
     "kg": ("accuracy", "accuracy_composition_3", "auc_pr", "mrr", "hits_at_1"),
+    "triples": ("accuracy", "accuracy_matched", "auc_pr", "mrr", "hits_at_10", "sampled_mrr"),
 }
 CYCLE = ("cycle_error", "cycle_error_shuffled", "cycle_error_structure_only", "cycle_error_within_types")
 UNNAMED = ("domain=", "model=", "seed=", "hardware", "hydra", "domain.cache_dir")
@@ -43,7 +44,7 @@ def find_runs(folders: list[Path]) -> list[dict[str, Any]]:
     for path in (path for folder in folders for path in sorted(folder.rglob("final_results.json"))):
         run = json.loads(path.read_text())
         overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
-        set_by_hand = [str(override) for override in overrides if not str(override).startswith(UNNAMED)]
+        set_by_hand = [shown(str(override)) for override in overrides if not str(override).startswith(UNNAMED)]
         levels = [f"{run['levels']} levels"] if run["levels"] else []
         run["name"] = ", ".join([run["model"], *levels, *set_by_hand])
         key = (run["domain"], run["name"], run["seed"])
@@ -52,6 +53,12 @@ def find_runs(folders: list[Path]) -> list[dict[str, Any]]:
         runs[key] = path
         found.append(run)
     return found
+
+
+def shown(override: str) -> str:
+    """The override, or of the folder that one's own triples are read from its name alone."""
+    key, _, value = override.partition("=")
+    return Path(value).name if key in ("domain.path", "domain.inference_path") else override
 
 
 def domain_table(domain: str, runs: list[dict[str, Any]]) -> str:

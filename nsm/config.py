@@ -75,7 +75,7 @@ TASKS = ("classification", "link_prediction", "regression")
 
 @dataclass
 class DomainDefaults:
-    """What a domain prefers for its task, model and schedule; those groups' YAML files refer to it."""
+    """What a domain, or after it a model, prefers for the other groups; their YAML files refer to it."""
 
     task_type: str = "classification"
     num_bases: int = 8
@@ -89,6 +89,15 @@ class DomainDefaults:
     epoch_seconds: float | None = None
     """Of a run with the defaults on one busy CPU thread, data and test included; for estimates of what a run will cost.
     A GPU has not been measured."""
+    batch_size: int = 64
+    eval_batch_size: int = 256
+    learning_rate: float = 2e-3
+    lr_schedule: str = "plateau"
+    warmup: float = 0.0
+    hops: int = 1
+    """Of triples of one's own: how far around a candidate the model looks."""
+    ranking_budget: int = 50_000
+    """Of triples of one's own: candidates that a ranking may take."""
 
 
 @dataclass

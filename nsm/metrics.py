@@ -21,6 +21,12 @@ def positive_probability(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1)[:, 1] if logits.shape[1] == 2 else logits[:, 0].sigmoid()
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """log P(y = 1) / P(y = 0) [G] from logits [G, 2] or [G, 1], which tells apart what as probabilities rounds to 1."""
+    logits = logits.float()
+    return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
+
+
 def collapsed(accuracy_class_0: float, accuracy_class_1: float) -> bool:
     """Whether one class is (nearly) always answered."""
     return min(accuracy_class_0, accuracy_class_1) < 0.01 and max(accuracy_class_0, accuracy_class_1) > 0.99

@@ -25,7 +25,7 @@ from torchmetrics.regression import MeanSquaredError
 
 from nsm.config import Config, ScheduleConfig, TaskConfig
 from nsm.failures import RunError
-from nsm.metrics import SampleMean, UnexplainedVariance, positive_probability, prediction_metrics
+from nsm.metrics import SampleMean, UnexplainedVariance, log_odds, positive_probability, prediction_metrics
 from nsm.models.encoder import ModelOutput
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,11 @@ class NSMModule(LightningModule):
     def predict(self, logits: Tensor) -> Tensor:
         """Predictions [G] of logits [G, C]."""
         return logits[:, 0].float() if self.task.type == "regression" else positive_probability(logits)
+
+    @torch.inference_mode()
+    def score(self, batch: Batch) -> Tensor:
+        """Log-odds [G] of y = 1, on the CPU."""
+        return log_odds(self.model(batch.to(self.device), temperature=self.temperature).logits).cpu()
 
     def target(self, batch: Batch) -> Tensor:
         """What is to be predicted: labels, or numbers where the task is regression: [G]."""
@@ -269,7 +274,7 @@ class NSMModule(LightningModule):
         return losses["loss"]
 
     def _loss_terms(self, output: ModelOutput, target: Tensor) -> dict[str, Tensor]:
-        task_loss = self.task_loss(output.logits, target)
+        task_loss = self.task_loss(output.logits, target) if output.task_loss is None else output.task_loss
         if output.cycle_loss is None:
             return {"task_loss": task_loss, "loss": task_loss}
         loss = task_loss + self.cycle_weight * output.cycle_loss
@@ -324,6 +329,8 @@ def build_module(config: Config, datamodule: Any, hparams: dict[str, Any]) -> NS
         num_levels=datamodule.num_levels,
         num_logits=config.task.logits,
         has_query="query_index" in datamodule.train_set.columns,
+        num_entities=datamodule.num_entities,
+        known_triples=datamodule.known_triples,
     )
     weights = config.task.class_weights
     if weights == "balanced":

@@ -204,7 +204,8 @@ def format_table(results: Mapping[str, Any], ceilings: Mapping[str, float | None
         )
         rows.append(("  majority", f"{results['majority']:.3f}", f"{accuracy - results['majority']:+.3f}"))
         for name, score in sorted(results["shortcuts"].items(), key=lambda item: item[1]):
-            rows.append((f"  shortcut {name}", f"{score:.3f}", f"{accuracy - score:+.3f}"))
+            against = test.get("accuracy_matched", accuracy) if name.endswith("_matched") else accuracy
+            rows.append((f"  shortcut {name}", f"{score:.3f}", f"{against - score:+.3f}"))
         if results["ceiling"] is not None:
             rows.append(("  ceiling", f"{results['ceiling']:.3f}", f"{accuracy - results['ceiling']:+.3f}"))
     shown = {"accuracy", "accuracy_class_0", "accuracy_class_1"}

@@ -89,7 +89,7 @@ def train(composed: DictConfig, folder: Path) -> float:
             trainer.test(module, datamodule=datamodule, verbose=False)
             parameters = sum(parameter.numel() for parameter in module.model.parameters())
             results = record("completed") | runs.judged(
-                test_results(config, module, datamodule), datamodule, parameters
+                test_results(config, module, datamodule, folder), datamodule, parameters
             )
             runs.write_json(folder / runs.RESULTS, results)
             tensorboard.log_hyperparams(settings, runs.headline(results))
@@ -222,7 +222,9 @@ def build_trainer(
     )
 
 
-def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule) -> dict[str, float | None]:
+def test_results(
+    config: Config, module: NSMModule, datamodule: TripleDataModule, folder: Path
+) -> dict[str, float | None]:
     """Every figure of the test sets, after ``trainer.test``."""
     by_set, cycle_errors = module.test_results()
     logged = module.trainer.callback_metrics
@@ -238,6 +240,7 @@ def test_results(config: Config, module: NSMModule, datamodule: TripleDataModule
         )
     if config.task.type != "regression":
         test |= datamodule.metrics({name: torch.cat(parts) for name, parts in module.predictions.items()})
+        test |= datamodule.evaluate(module.to(config.hardware.device).eval().score, folder)
     return test
 
 

@@ -29,11 +29,13 @@ def test_a_quick_run_measures_everything(
     assert shares.keys() == {*PARTS, OTHER}
     assert sum(shares.values()) == pytest.approx(1)
     assert all(shares[part] > 0 for part in PARTS)
-    numbers = [*measured.values()]
+    (graph,) = report["graphs"]
+    assert graph["train_ms"] > graph["cut_ms"]
+    numbers = [*measured.values(), *graph.values()]
     (layers,) = (found["layers"] for found in report["layers"])
     for layer in layers.values():
         numbers += [layer["ms"], *(number for ratio in layer["ratios"].values() for number in ratio.values())]
-    assert len(numbers) == len(measured) + 4 + 3 * (1 + 2 + 2)
+    assert len(numbers) == len(measured) + len(graph) + 4 + 3 * (1 + 2 + 2)
     assert all(math.isfinite(number) and number > 0 for number in numbers)
     printed = capsys.readouterr().out
     assert all(f"{name} " in printed for name in (*shares, *layers))

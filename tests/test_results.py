@@ -54,3 +54,9 @@ def test_numbers_keep_their_digits() -> None:
     assert spread([10.5]) == "10.500"
     assert spread([0.25, None]) == ".250"
     assert spread([None]) == "-"
+
+
+def test_a_folder_of_triples_is_told_by_its_name(tmp_path: Path) -> None:
+    add_run(tmp_path / "run", 0.8, "domain.path=../shared/data/codex-s", "domain.negatives=2")
+    (run,) = find_runs([tmp_path])
+    assert run["name"] == "nsm, 2 levels, codex-s, domain.negatives=2"

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from lightning import LightningDataModule
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch_geometric.data import Batch
 
 from nsm.config import DomainConfig
 from nsm.data import cache, shortcuts
@@ -37,10 +38,14 @@ class TripleDataModule(LightningDataModule, ABC):
     version: ClassVar[int]
     """Of the generator: raise it whenever the same configuration would give other bytes; old caches are left behind."""
     config_class: ClassVar[type[DomainConfig]]
-    relations: ClassVar[tuple[str, ...]]
-    entity_types: ClassVar[tuple[str, ...]]
-    num_levels: ClassVar[int]
+    relations: tuple[str, ...]
+    entity_types: tuple[str, ...]
+    num_levels: int
     """Levels of abstraction that ``level`` counts, from 1."""
+    num_entities: int = 0
+    """Entities that have a number of their own, the same in every split; 0 where a split may bring new ones."""
+    known_triples: Tensor | None = None
+    """The true training triples of those entities: [3, E] subject, relation, object."""
 
     train_set: TripleDataset
     val_set: TripleDataset
@@ -82,6 +87,14 @@ class TripleDataModule(LightningDataModule, ABC):
 
     def metrics(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
         """The domain's own test figures from P(y = 1) of every sample, in order, of ``test`` and each extra set."""
+        return {}
+
+    def evaluate(self, score: Callable[[Batch], Tensor], folder: Path) -> dict[str, float]:
+        """Further test figures that need the model itself, as its score [G] (log-odds) of a batch of samples.
+
+        Args:
+            folder: of the run, for what is worth keeping.
+        """
         return {}
 
     def prepare_data(self) -> None:

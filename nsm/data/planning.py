@@ -109,9 +109,9 @@ class PlanningDataModule(TripleDataModule):
     version: ClassVar[int] = 2
     config_class: ClassVar[type[DomainConfig]] = PlanningConfig
     config: PlanningConfig
-    relations: ClassVar[tuple[str, ...]] = RELATIONS
-    entity_types: ClassVar[tuple[str, ...]] = ENTITY_TYPES
-    num_levels: ClassVar[int] = 2
+    relations = RELATIONS
+    entity_types = ENTITY_TYPES
+    num_levels = 2
 
     def generate(self, rng: np.random.Generator) -> dict[str, TripleDataset]:
         """Make ``train``, ``val``, ``test`` by problem (70/15/15), and ``long`` with more blocks than those.

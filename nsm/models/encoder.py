@@ -22,6 +22,10 @@ class Sizes(NamedTuple):
     num_logits: int
     has_query: bool
     """Whether the label is about one pair of nodes."""
+    num_entities: int = 0
+    """Entities that a batch names by number (``subject``, ``object``), all of training; 0 if there may be others."""
+    known_triples: Tensor | None = None
+    """[3, E] subject, relation and object of the true training triples, where entities have numbers."""
 
 
 class ModelOutput(NamedTuple):
@@ -31,6 +35,8 @@ class ModelOutput(NamedTuple):
     """[G, C]"""
     cycle_loss: Tensor | None = None
     """Reconstruction loss, a scalar; None for a model that does not reconstruct."""
+    task_loss: Tensor | None = None
+    """The model's own loss, a scalar, for one that does not learn from the labels of its samples alone."""
 
 
 class Encoder(nn.Module):

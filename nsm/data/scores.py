@@ -1,0 +1,46 @@
+"""The scores of a run's candidate triples, in its folder, so that those of several runs can be averaged.
+
+Shape letters: K triples.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+SCORES = "scores.npz"
+SETS = ("val", "test")
+
+
+class Scored(NamedTuple):
+    """Candidate triples of one split with their scores, [K] each."""
+
+    relation: np.ndarray
+    y: np.ndarray
+    score: np.ndarray
+
+
+def save_scores(folder: Path, triples: Mapping[str, np.ndarray], scored: Mapping[str, Scored]) -> None:
+    """Write candidates and scores of validation and test, sorted by triple, whatever order the run had them in.
+
+    Args:
+        triples: of each set, subject, relation, object [3, K]. scored: their labels and scores.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name in SETS:
+        order = np.lexsort(triples[name])
+        arrays[f"{name}_triples"] = triples[name][:, order]
+        arrays[f"{name}_y"], arrays[f"{name}_score"] = scored[name].y[order], scored[name].score[order]
+    np.savez(folder / SCORES, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its flag
+
+
+def load_scores(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Scored]]:
+    """Candidates [3, K] and scores of each set, as :func:`save_scores` wrote them.
+
+    Raises:
+        FileNotFoundError: if the run has left none.
+    """
+    with np.load(folder / SCORES) as stored:
+        triples = {name: stored[f"{name}_triples"] for name in SETS}
+        return triples, {name: Scored(triples[name][1], stored[f"{name}_y"], stored[f"{name}_score"]) for name in SETS}
