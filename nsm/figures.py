@@ -19,6 +19,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 INK, FAINT = "#333333", "#d0d0d0"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
+    "text.color": INK,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
@@ -94,7 +95,7 @@ def calibration(bins: Sequence[Mapping[str, Any]], title: str) -> Figure:
     above.legend(loc="best")
     centres = [(row["low"] + row["high"]) / 2 for row in bins]
     widths = [row["high"] - row["low"] for row in bins]
-    below.bar(centres, [row["count"] for row in bins], widths, color=PALETTE[0], edgecolor="white")
+    below.bar(centres, [row["count"] for row in bins], widths, color=PALETTE[0])
     below.set(xlabel="probability given to class 1", ylabel="samples")
     return figure
 
@@ -107,7 +108,7 @@ def breakdowns(groups: Mapping[str, Sequence[Mapping[str, Any]]], title: str) ->
         groups: by breakdown, rows with ``group``, ``samples`` and ``accuracy`` (``value``, ``low``, ``high``).
     """
     heights = [len(rows) for rows in groups.values()]
-    figure = Figure(figsize=(5.6, 0.9 + 0.26 * sum(heights) + 0.45 * len(heights)), layout="constrained")
+    figure = Figure(figsize=(4.7, 0.9 + 0.26 * sum(heights) + 0.45 * len(heights)), layout="constrained")
     for axes, (name, rows) in zip(
         np.ravel(figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)),
         groups.items(),

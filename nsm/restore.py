@@ -12,13 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nsm import runs
+from nsm import checkpoints
 from nsm.config import Config, ConfigError, read_config
 from nsm.data.datamodule import LOADER_FIELDS, TripleDataModule
 from nsm.module import NSMModule, build_module
 from nsm.train import CONF, build_datamodule, prepare_process
 
-ALIASES = {"best": runs.BEST, "last": runs.LAST}
+ALIASES = {"best": checkpoints.BEST, "last": checkpoints.LAST}
 """Short names of checkpoints."""
 ELSEWHERE = ("hardware", "domain.cache_dir=", "domain.eval_batch_size=")
 """Beginnings of the overrides that change where a run is taken up, and nothing of what it is."""

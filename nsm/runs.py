@@ -21,10 +21,11 @@ from nsm import locks, storage
 from nsm.config import ConfigError
 from nsm.data.cache import content_hash
 from nsm.data.datamodule import TripleDataModule
+from nsm.files import HISTORY as HISTORY
+from nsm.files import RESULTS as RESULTS
 from nsm.metrics import collapsed
 
 log = logging.getLogger(__name__)
-HISTORY, RESULTS = "training_history.json", "final_results.json"
 PACKAGES = ("torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
