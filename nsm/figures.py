@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 P = ParamSpec("P")
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5bb5", "#8c6d31")
 """Colours that the colour-blind tell apart (Okabe and Ito 2008), two added for long legends."""
-INK, FAINT = "#333333", "#d0d0d0"
+INK, FAINT, OTHER = "#333333", "#d0d0d0", "#909090"
+"""Colour of text, of grids, and of what has no colour of its own."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,

@@ -39,7 +39,7 @@ def score_set(datamodule: TripleDataModule, dataset: TripleDataset, prediction: 
     return {
         **scored,
         "metrics": _plain(bootstrap(partial(classification_figures, numbers, y), instance, resamples=RESAMPLES)),
-        "confusion": confusion_matrix(y, answer, labels=[0, 1]).tolist(),
+        "confusion": confusion_counts(numbers, y),
         "report": classification_report(y, answer, labels=[0, 1], output_dict=True, zero_division=0.0),
         "calibration": calibration_bins(numbers, y),
         "breakdowns": {
@@ -51,6 +51,12 @@ def score_set(datamodule: TripleDataModule, dataset: TripleDataset, prediction: 
             if len(codes.unique()) > 1
         },
     }
+
+
+def confusion_counts(probability: NDArray[np.float64], y: NDArray[np.int64]) -> list[list[int]]:
+    """Samples by true class (rows) and answer (columns)."""
+    counts: list[list[int]] = confusion_matrix(y, probability > 0.5, labels=[0, 1]).tolist()
+    return counts
 
 
 def calibration_bins(probability: NDArray[np.float64], y: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nsm.figures import FAINT, INK, PALETTE, STYLE
+from nsm.figures import FAINT, INK, OTHER, PALETTE, STYLE
 from nsm.reporting.records import Run, number
 from nsm.reporting.summary import Configuration, Summary
 
-OTHER, PAPER = "#909090", "#fefefe"
-"""Colour of what has none of its own, and of what lies behind."""
+PAPER = "#fefefe"
+"""Colour of what lies behind."""
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", OTHER: "var(--other)", PAPER: "var(--paper)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(PALETTE)
 }
