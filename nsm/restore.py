@@ -86,7 +86,7 @@ def read_configuration(folder: Path, elsewhere: Sequence[str] = ()) -> DictConfi
         saved, overrides, hydra = (OmegaConf.load(path) if path.exists() else None for path in files.values())
         if not isinstance(saved, DictConfig):
             raise ValueError(f"{files['config']} holds no settings")
-        for key in ("hardware", "resume"):
+        for key in ("hardware", "resume", "logger"):
             saved.pop(key, None)
         search = OmegaConf.select(hydra, "hydra.overrides.hydra", default=[]) if hydra else []
         kept = [str(override) for override in overrides or [] if not str(override).startswith("hardware")]

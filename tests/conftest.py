@@ -42,6 +42,7 @@ def toy_overrides(folder: Path) -> list[str]:
         "schedule=smoke",
         "hardware=cpu",
         "hardware.threads=1",
+        "logger.figures_every_epochs=0",
         f"domain.cache_dir={folder / 'data'}",
     ]
 

@@ -116,8 +116,9 @@ def test_tensorboard_has_curves_and_hyperparameters_with_metrics(
     train(composed(), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     scalars = set(events.Tags()["scalars"])
-    assert {"train/loss", "val/loss", "val/accuracy_class_0", "test/accuracy", "best_val_loss"} <= scalars
-    assert any(tag.startswith("lr-") for tag in scalars)
+    assert {"train/loss", "val/loss", "val/accuracy_class_0", "test/accuracy", "test/loss", "val/best_loss"} <= scalars
+    assert {"train/lr", "train/temperature"} <= scalars
+    assert {tag.split("/")[0] for tag in scalars} == {"train", "val", "test", "epoch"}
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
 
 
