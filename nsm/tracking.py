@@ -9,11 +9,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
 from torch_geometric.data import Batch
 
 from nsm import drawings, figures
 from nsm.config import LoggerConfig, check
+from nsm.runs import headline
 from nsm.scores import calibration_bins, confusion_counts
+from nsm.settings import hyperparameters
 
 
 def build_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
@@ -27,7 +30,7 @@ def build_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
         check(here or not getattr(config, name), "logger", name, f"it is not installed: pip install -e '.[{name}]'")
     loggers: list[Logger] = []
     if config.tensorboard:
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False))
+        loggers.append(Board(folder, name="", version="tensorboard", default_hp_metric=False))
     if config.csv:
         loggers.append(CSVLogger(folder, name="csv"))  # a version for each time that the run is continued
     if config.wandb:
@@ -39,14 +42,28 @@ def build_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def log_results(loggers: Sequence[Logger], settings: dict[str, Any], figures: Mapping[str, float]) -> None:
+class Board(TensorBoardLogger):
+    """TensorBoard without Lightning's curve of the epoch, so that all names are of train, val or test."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
+def log_results(loggers: Sequence[Logger], settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """Give every logger the hyperparameters and what they led to, so that it can compare runs."""
+    chosen = {key: results[key] for key in ("domain", "model", "seed")} | hyperparameters(settings)
+    figures = headline(results)
     for logger in loggers:
+        logger.log_metrics(figures)
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(settings, dict(figures))
+            # Without Lightning's summary of the experiment, TensorBoard's table begins with what varied between runs.
+            plain = {
+                key: value if isinstance(value, bool | int | float) else str(value) for key, value in chosen.items()
+            }
+            for summary in hparams(plain, figures)[1:]:
+                logger.experiment.file_writer.add_summary(summary)
         else:
-            logger.log_hyperparams(settings)
-            logger.log_metrics(dict(figures))
+            logger.log_hyperparams(chosen)
         logger.finalize("success")
 
 

@@ -91,7 +91,7 @@ def train(composed: DictConfig, folder: Path) -> float:
                 test_results(config, module, datamodule), datamodule, parameters
             )
             runs.write_json(folder / runs.RESULTS, results)
-            tracking.log_results(loggers, settings, runs.headline(results))
+            tracking.log_results(loggers, settings, results)
     log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
     return results["val"]["task_loss"]
 

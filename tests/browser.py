@@ -26,6 +26,13 @@ class View(NamedTuple):
     """Everything that was loaded."""
 
 
+def image_folder(default: Path) -> Path:
+    """Where images go: ``NSM_SCREENSHOTS`` where that is set, for whoever wants to look at them."""
+    folder = Path(os.environ.get("NSM_SCREENSHOTS") or default)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
@@ -41,9 +48,8 @@ def browser() -> Iterator[Any]:
 
 
 def screenshots(address: str, folder: Path) -> dict[str, View]:
-    """The page in light, in dark and on a phone, whole; kept in ``NSM_SCREENSHOTS`` where that is set."""
-    folder = Path(os.environ.get("NSM_SCREENSHOTS", folder))
-    folder.mkdir(parents=True, exist_ok=True)
+    """The page in light, in dark and on a phone, whole."""
+    folder = image_folder(folder)
     seen = {}
     with browser() as opened:
         for name, (width, height, scheme) in VIEWS.items():

@@ -20,7 +20,7 @@ from nsm.config import ConfigError, LoggerConfig, read_config
 from nsm.drawings import sample_graph, selection_of
 from nsm.module import build_module
 from nsm.train import build_datamodule, train
-from tests.browser import browser
+from tests.browser import browser, image_folder
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -28,13 +28,14 @@ pytestmark = pytest.mark.usefixtures("process_state")
 def test_several_loggers_get_the_same(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     train(composed("logger=[tensorboard,csv]"), tmp_path)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    rows = list(csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
     accuracies = [float(row["val/accuracy"]) for row in rows if row["val/accuracy"]]
     assert accuracies == pytest.approx([event.value for event in board.Scalars("val/accuracy")])
     history = json.loads((tmp_path / "training_history.json").read_text())
     for name, key in (("train/lr", "lr"), ("train/temperature", "temperature"), ("val/accuracy", "val/accuracy")):
         assert [event.value for event in board.Scalars(name)] == pytest.approx([row[key] for row in history])
     test = json.loads((tmp_path / "final_results.json").read_text())["test"]
+    assert {name.split("/")[0] for name in board.Tags()["scalars"]} == {"train", "val", "test"}
     assert float(rows[-1]["test/accuracy"]) == pytest.approx(test["accuracy"])
 
 
@@ -94,7 +95,7 @@ def test_wrong_values_are_refused(key: str, value: object) -> None:
         LoggerConfig(**{key: value})
 
 
-OTHER_LOGGER = """
+TRAIN = """
 import sys
 from hydra import compose, initialize_config_dir
 import tests.toy
@@ -103,19 +104,26 @@ from pathlib import Path
 with initialize_config_dir(CONF, version_base="1.3"):
     train(compose("train", overrides=sys.argv[2:]), Path(sys.argv[1]))
 """
+ASK_MLFLOW = """
+import json, mlflow
+client = mlflow.MlflowClient(next(word.partition("=")[2] for word in sys.argv if word.startswith("logger.mlflow_uri")))
+run, = client.search_runs([client.get_experiment_by_name("toys").experiment_id])
+print("ANSWER", json.dumps([run.info.status, run.data.metrics, run.data.params]))
+"""
 
 
-def run_apart(folder: Path, *overrides: str) -> None:
+def run_apart(code: str, folder: Path, *overrides: str) -> str:
     """A run in a process of its own: these packages start threads and warn of what is not ours."""
-    command = [sys.executable, "-c", OTHER_LOGGER, str(folder), *overrides]
+    command = [sys.executable, "-c", code, str(folder), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
 def test_wandb_keeps_a_run_offline(overrides: list[str], tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    run_apart(tmp_path / "run", *overrides, "logger=wandb")
+    run_apart(TRAIN, tmp_path / "run", *overrides, "logger=wandb")
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"val/accuracy" in kept.read_bytes()
     assert b"test/accuracy" in kept.read_bytes()
@@ -124,25 +132,19 @@ def test_wandb_keeps_a_run_offline(overrides: list[str], tmp_path: Path) -> None
 @pytest.mark.slow
 def test_mlflow_keeps_a_run_in_its_local_store(overrides: list[str], tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    run_apart(tmp_path / "run", *overrides, "logger=mlflow", f"logger.mlflow_uri={store}", "logger.project=toys")
-    question = (
-        "import json, mlflow, sys\n"
-        "client = mlflow.MlflowClient(sys.argv[1])\n"
-        "run, = client.search_runs([client.get_experiment_by_name('toys').experiment_id])\n"
-        "print('ANSWER', json.dumps([run.info.status, run.data.metrics, run.data.params]))\n"
-    )
-    told = subprocess.run([sys.executable, "-c", question, store], capture_output=True, text=True, check=True).stdout
+    store = f"logger.mlflow_uri=sqlite:///{tmp_path / 'mlflow.db'}"
+    told = run_apart(TRAIN + ASK_MLFLOW, tmp_path / "run", *overrides, "logger=mlflow", store, "logger.project=toys")
     status, metrics, params = json.loads(told.split("ANSWER")[1])
     test = json.loads((tmp_path / "run" / "final_results.json").read_text())["test"]
     assert status == "FINISHED"
     assert metrics["test/accuracy"] == pytest.approx(test["accuracy"])
-    assert params["schedule/max_epochs"] == "2"
+    assert params["schedule.max_epochs"] == "2"
 
 
 @pytest.mark.slow
 def test_tensorboard_in_a_browser(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """Curves, pictures, and the table that compares a sweep."""
+    """Curves, pictures, and the table that compares a sweep by what varied in it."""
+    folder = image_folder(tmp_path)
     for rate in (0.001, 0.01):
         settings = (f"schedule.learning_rate={rate}", "logger.figures_every_epochs=1")
         train(composed(*settings), tmp_path / "outputs" / str(rate))
@@ -155,19 +157,22 @@ def test_tensorboard_in_a_browser(composed: Callable[..., DictConfig], tmp_path:
         try:
             await_answer(address, server)
             page = opened.new_page(viewport={"width": 1400, "height": 1000})
-            page.goto(f"{address}/#timeseries")
-            for name in ("val/accuracy", "train/lr", "val/graph"):
+            shown = ("val/accuracy", "train/lr", "val/graph")
+            page.goto(f"{address}/?tagFilter={'%7C'.join(shown).replace('/', '%2F')}#timeseries")
+            for name in shown:
                 page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
-            page.screenshot(path=tmp_path / "tensorboard.png")
+            page.wait_for_timeout(2000)  # until what is named is drawn
+            page.screenshot(path=folder / "tensorboard.png")
             page.goto(f"{address}/#hparams")
             page.reload()
             page.get_by_text("test/accuracy").first.wait_for(timeout=60_000)
-            page.get_by_text("schedule/learning_rate").first.wait_for(timeout=60_000)
-            page.screenshot(path=tmp_path / "hparams.png")
+            heads = page.locator("vaadin-grid-cell-content:visible").all_inner_texts()  # of TensorBoard's table
+            page.screenshot(path=folder / "hparams.png")
         finally:
             server.terminate()
             server.wait(timeout=30)
-    assert (tmp_path / "tensorboard.png").stat().st_size > 30_000
+    assert (folder / "tensorboard.png").stat().st_size > 30_000
+    assert heads[2] == "schedule.learning_rate"
 
 
 def await_answer(address: str, server: "subprocess.Popen[bytes]") -> None:

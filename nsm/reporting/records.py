@@ -15,14 +15,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nsm.files import HISTORY, RESULTS
+from nsm.settings import flatten, hyperparameters
 
 MARKS = (RESULTS, HISTORY, "train.log", "error.ckpt")
 """A folder with one of these, or with Hydra's, is a run's."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WHERE = re.compile(r"(seed|resume|domain|model|logger|hydra|hardware|launcher)$|(hardware|hydra|logger|launcher)[./]")
 """Overrides that say which experiment, where and how often, but not with which hyperparameters."""
-LOADING = ("domain.seed", "domain.cache_dir", "domain.num_workers", "domain.pin_memory", "domain.eval_batch_size")
-"""Settings of a domain that do not decide its results, or only as the seed does."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def read_run(folder: Path) -> Run:
     history = [row for row in _read_json(folder / HISTORY, list, problems) or [] if isinstance(row, dict)]
     overrides = _read_yaml(folder / ".hydra" / "overrides.yaml", list, problems) or []
     pairs = dict(str(override).lstrip("+~").partition("=")[::2] for override in overrides)
-    settings = flatten(_resolve(_read_yaml(folder / ".hydra" / "config.yaml", dict, problems) or {}))
+    settings = _resolve(_read_yaml(folder / ".hydra" / "config.yaml", dict, problems) or {})
     choices: Any = {}
     if not results:
         hydra = _read_yaml(folder / ".hydra" / "hydra.yaml", dict, problems) or {}
@@ -95,7 +94,7 @@ def read_run(folder: Path) -> Run:
     error = results.get("error")
     if status == "unfinished" and (folder / "error.ckpt").exists():
         status, error = "failed", _last_error(folder / "train.log")
-    levels = number(results.get("levels")) or number(settings.get("model.levels"))
+    levels = number(results.get("levels")) or number(flatten(settings).get("model.levels"))
     seed = number(results.get("seed", settings.get("seed")))
     return Run(
         folder=folder,
@@ -116,20 +115,6 @@ def read_run(folder: Path) -> Run:
         evaluation=_read_json(folder / "evaluation_test.json", dict, []),
         written=_last_written(folder),
     )
-
-
-def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the flattened settings that decide a result; what the domain merely prefers is in what refers to it."""
-    groups = ("domain.", "model.", "schedule.", "task.")
-    return {key: value for key, value in settings.items() if key.startswith(groups) and key not in LOADING}
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def number(value: Any) -> float | None:
