@@ -78,9 +78,9 @@ def test_mean_over_seeds_of_runs_that_differ_in_nothing_else(tmp_path: Path) -> 
     assert control.name == "nsm, 2 levels, control=0"
     assert control.score is not None
     assert control.score.deviation is None
-    assert best.verdict == ("good", "beats all shortcuts, 3 of 3")
+    assert best.verdict == ("good", "beats all shortcuts in 3 of 3")
     assert best.margins == pytest.approx([0.02, 0.05, 0.05])
-    assert control.verdict == ("bad", "beats all shortcuts, 0 of 1")
+    assert control.verdict == ("bad", "no better than a shortcut in 1 of 1")
 
 
 def test_markdown_table_has_the_columns_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +255,9 @@ def test_page_answers_first_whether_it_learned(tmp_path: Path) -> None:
     assert causal[5] == ".848"
     assert causal[6] == "+.043 ± .000"
     assert causal[7] == f"-{0.848 - mean(best):.3f} ± .007".replace("0.", ".")
-    assert "beats all shortcuts, 2 of 2" in causal[8]
+    assert "beats all shortcuts in 2 of 2" in causal[8]
+    assert causal[9] == "0: .700 right"
+    assert causal[10] == "nsm, 2 levels -.007 ± .000 dropout=0.0, pool_ratio=0.5"
     assert planning[0] == "planning"
 
 

@@ -69,7 +69,7 @@ def render(summary: Summary, *, folders: Sequence[Path], refresh: float | None =
         counts=counts,
         seconds=sum(value for value in seconds if value is not None),
         cost=sum(value for value in costs if value is not None) if any(value is not None for value in costs) else None,
-        best=[summary.of(domain)[0] for domain in summary.domains if summary.of(domain)[0].score],
+        best=[pair for pair in (_best_two(summary, domain) for domain in summary.domains) if pair[0].score],
         comparison=_safe(charts.comparison(summary)),
         domains=[_domain(summary, domain) for domain in summary.domains],
         levels=_levels(summary),
@@ -103,6 +103,11 @@ def _domain(summary: Summary, domain: str) -> dict[str, Any]:
         ][:1],
         "scored": scored,
     }
+
+
+def _best_two(summary: Summary, domain: str) -> tuple[Configuration, Configuration | None]:
+    first, *others = summary.of(domain)
+    return first, next((other for other in others if other.score), None)
 
 
 def _strips(scored: Sequence[Configuration]) -> dict[int, dict[str, float]]:
@@ -174,13 +179,9 @@ def _levels(summary: Summary) -> list[dict[str, Any]]:
         if len(group) < 2:
             continue
         group.sort(key=lambda configuration: configuration.levels or 0)
-        first = {run.seed: run.figure(f"test.{group[0].score_name}") for run in group[0].runs}
-        rows = []
-        for configuration in group:
-            pairs = [(run.figure(f"test.{group[0].score_name}"), first.get(run.seed)) for run in configuration.runs]
-            paired = spread([here - there for here, there in pairs if here is not None and there is not None])
-            rows.append({"configuration": configuration, "gain": None if configuration is group[0] else paired})
-        tables.append({"rows": rows, "domain": group[0].domain, "name": group[0].choices or "default"})
+        first = group[0]
+        rows = [{"configuration": other, "gain": None if other is first else other.gain_over(first)} for other in group]
+        tables.append({"rows": rows, "domain": first.domain, "name": first.choices or "default"})
     return tables
 
 

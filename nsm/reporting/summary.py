@@ -86,6 +86,20 @@ class Configuration:
         return [accuracy - best[1] for accuracy, best in pairs if accuracy is not None and best is not None]
 
     @property
+    def weaker_class(self) -> tuple[int, Spread] | None:
+        """The class that is recognised less often, and how often."""
+        shares = {label: self.spread(f"test.accuracy_class_{label}") for label in (0, 1)}
+        known = {label: share for label, share in shares.items() if share}
+        return min(known.items(), key=lambda item: item[1].mean, default=None)
+
+    def gain_over(self, other: "Configuration") -> Spread | None:
+        """Score less that of another configuration, over the seeds that both have."""
+        name = f"test.{self.score_name}"
+        theirs = {run.seed: run.figure(name) for run in other.runs}
+        pairs = [(run.figure(name), theirs.get(run.seed)) for run in self.runs]
+        return spread([here - there for here, there in pairs if here is not None and there is not None])
+
+    @property
     def to_ceiling(self) -> Spread | None:
         """Score less ceiling, run by run: negative below it."""
         pairs = [(run.figure("test.accuracy"), run.figure("ceiling")) for run in self.runs]
@@ -112,9 +126,10 @@ class Configuration:
         if self.collapsed:
             return "bad", f"collapsed in {self.collapsed} of {count}"
         if self.margins:
-            wins = sum(margin > 0 for margin in self.margins)
-            kind = "good" if wins == len(self.margins) else "mixed" if wins else "bad"
-            return kind, f"beats all shortcuts, {wins} of {len(self.margins)}"
+            wins, runs = sum(margin > 0 for margin in self.margins), len(self.margins)
+            if not wins:
+                return "bad", f"no better than a shortcut in {runs} of {runs}"
+            return "good" if wins == runs else "mixed", f"beats all shortcuts in {wins} of {runs}"
         return "none", "nothing to compare with"
 
 
