@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 P = ParamSpec("P")
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5bb5", "#8c6d31")
@@ -131,6 +132,51 @@ def prediction_scatter(prediction: np.ndarray, target: np.ndarray, title: str) -
     axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle="--")
     axes.scatter(target, prediction, s=6, alpha=0.3, color=PALETTE[0], edgecolors="none")
     axes.set(xlabel="true number", ylabel="predicted number", title=title)
+    return figure
+
+
+@styled
+def class_balance(shares: Mapping[str, float], title: str) -> Figure:
+    """Share of each class in each set, from the shares of class 1."""
+    figure = Figure(figsize=(4.7, 0.8 + 0.3 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    names, ones = list(shares), np.array(list(shares.values()))
+    axes.barh(names, 1 - ones, color=PALETTE[0], label="class 0")
+    axes.barh(names, ones, left=1 - ones, color=PALETTE[1], label="class 1")
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle="--")
+    axes.set(xlim=(0, 1), xlabel="share of the samples", title=title)
+    axes.invert_yaxis()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+@styled
+def training_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Losses, accuracy, learning rate and memory over the epochs of one run, training and validation.
+
+    Args:
+        history: rows of ``training_history.json``.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    panels: dict[str, dict[str, Sequence[float | None]]] = {
+        name: {stage: [row.get(f"{stage}/{name}") for row in history] for stage in ("train", "val")}
+        for name in ("loss", "accuracy", "cycle_loss", "task_loss")
+    }
+    panels["learning rate"] = {"": [row["lr"] for row in history]}
+    panels["peak memory, GiB"] = {"": [row["peak_memory_bytes"] / 2**30 for row in history]}
+    for axes, (name, lines) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+        for colour, (stage, values) in zip(PALETTE, lines.items(), strict=False):
+            known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3, label=stage)
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(axes.lines) > 1:
+            axes.legend(loc="best")
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=OTHER)
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
 
 

@@ -1,5 +1,7 @@
 """Where a run's curves go beside its own files: TensorBoard, CSV, Weights & Biases, MLflow, several at once."""
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +16,8 @@ from torch_geometric.data import Batch
 
 from nsm import drawings, figures
 from nsm.config import LoggerConfig, check
-from nsm.runs import headline
+from nsm.files import PROGRESS
+from nsm.runs import headline, peak_memory_bytes, write_json
 from nsm.scores import calibration_bins, confusion_counts
 from nsm.settings import hyperparameters
 
@@ -74,6 +77,37 @@ class Rates(Callback):
         rates = {"train/lr": trainer.optimizers[0].param_groups[0]["lr"], "train/temperature": pl_module.temperature}
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)
+
+
+class Progress(Callback):
+    """Writes ``progress.json``, for whoever watches the run from another process.
+
+    Args:
+        every_seconds: least time between two writes.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float = 0.5) -> None:
+        self.folder, self.every_seconds = folder, every_seconds
+        self._written = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        last = trainer.is_last_batch
+        if not last and time.monotonic() - self._written < self.every_seconds:
+            return
+        self._written = time.monotonic()
+        on_gpu = pl_module.device.type == "cuda"
+        system = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "max_epochs": trainer.max_epochs,
+            "batch": batch_idx + 1,
+            "batches": trainer.num_training_batches,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "total_memory_bytes": torch.cuda.mem_get_info()[1] if on_gpu else system,
+        }
+        write_json(self.folder / PROGRESS, row)
 
 
 class ValidationFigures(Callback):

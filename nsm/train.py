@@ -189,6 +189,7 @@ def build_trainer(
         callbacks.FirstBatch(),
         callbacks.CollapseWarning(),
         tracking.Rates(),
+        tracking.Progress(folder),
         saving.Patience(schedule.early_stopping_patience),
         saving.ErrorCheckpoint(folder),
         saving.BestCheckpoint(folder),
