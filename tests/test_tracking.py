@@ -45,6 +45,14 @@ def test_without_a_logger_a_run_still_writes_its_own_files(composed: Callable[..
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_progress_tells_where_training_is(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    train(composed("schedule.max_epochs=3"), tmp_path)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert (progress["epoch"], progress["max_epochs"]) == (3, 3)
+    assert progress["batch"] == progress["batches"] > 1
+    assert 0 < progress["peak_memory_bytes"] < progress["total_memory_bytes"]
+
+
 @pytest.mark.parametrize(("every", "epochs"), [(1, [1, 2, 3]), (2, [2])])
 def test_pictures_are_drawn_as_often_as_asked(
     composed: Callable[..., DictConfig], tmp_path: Path, every: int, epochs: list[int]
@@ -121,19 +129,16 @@ def run_apart(code: str, folder: Path, *overrides: str) -> str:
 
 
 @pytest.mark.slow
-def test_wandb_keeps_a_run_offline(overrides: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    run_apart(TRAIN, tmp_path / "run", *overrides, "logger=wandb")
+def test_wandb_and_mlflow_keep_a_run_here(overrides: list[str], tmp_path: Path) -> None:
+    """Both at once: W&B offline, MLflow in a file."""
+    for name in ("wandb", "mlflow"):
+        pytest.importorskip(name, reason=f"the extra {name} is not installed")
+    store = f"logger.mlflow_uri=sqlite:///{tmp_path / 'mlflow.db'}"
+    both = ("logger=[wandb,mlflow]", store, "logger.project=toys")
+    told = run_apart(TRAIN + ASK_MLFLOW, tmp_path / "run", *overrides, *both)
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"val/accuracy" in kept.read_bytes()
     assert b"test/accuracy" in kept.read_bytes()
-
-
-@pytest.mark.slow
-def test_mlflow_keeps_a_run_in_its_local_store(overrides: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    store = f"logger.mlflow_uri=sqlite:///{tmp_path / 'mlflow.db'}"
-    told = run_apart(TRAIN + ASK_MLFLOW, tmp_path / "run", *overrides, "logger=mlflow", store, "logger.project=toys")
     status, metrics, params = json.loads(told.split("ANSWER")[1])
     test = json.loads((tmp_path / "run" / "final_results.json").read_text())["test"]
     assert status == "FINISHED"

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from IPython.display import HTML, IFrame, Image, display
-from tensorboard.program import TensorBoard
 
 from nsm import runs
 from nsm.config import ConfigError
@@ -98,6 +97,8 @@ def tensorboard(outputs: Path) -> None:
 
     Where the notebook is reached through a proxy, ``TENSORBOARD_PROXY_URL`` says how (``/proxy/%PORT%/``).
     """
+    from tensorboard.program import TensorBoard  # here, since it loads much and warns of its own
+
     board = TensorBoard()
     board.configure(argv=["tensorboard", "--logdir", str(outputs), "--port", "0", "--load_fast", "false"])
     address = board.launch()

@@ -73,28 +73,34 @@ def watch(arguments: Sequence[str], folder: Path, title: str) -> bool:
     Raises:
         FailedRunError: if it ends with an error.
     """
-    bars, curves = display(HTML(""), display_id=True), display(HTML(""), display_id=True)
+    bars, curves = DisplayHandle(), DisplayHandle()
+    for handle in (bars, curves):
+        handle.display(HTML(""))
     command = [sys.executable, "-m", "nsm.train", *arguments]
     path = os.pathsep.join([str(Path(CONF).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     with TemporaryFile("w+", errors="replace") as out:
         # A session of its own: what interrupts the kernel reaches it once, from here.
-        child = subprocess.Popen(
+        with subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": path}, start_new_session=True
-        )
-        drawn: Any = None
-        try:
-            while child.poll() is None:
-                drawn = _show(folder, title, bars, curves, drawn)
-                time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            _stop(child)
-            display(HTML(f"interrupted; run this cell again to continue <code>{escape(str(folder))}</code>"))
-            return False
-        finally:
-            _show(folder, title, bars, curves, drawn)
-            if child.poll() is None:
-                child.kill()
+        ) as child:
+            drawn: Any = None
+            try:
+                while child.poll() is None:
+                    drawn = _show(folder, title, bars, curves, drawn)
+                    time.sleep(POLL_SECONDS)
+            except KeyboardInterrupt:
+                _stop(child)
+                display(HTML(f"interrupted; run this cell again to continue <code>{escape(str(folder))}</code>"))
+                return False
+            finally:
+                _show(folder, title, bars, curves, drawn)
+                child.kill()  # only where something else than its end ended the watching
         told = _tail(out)
+    if child.returncode == -signal.SIGKILL:
+        raise FailedRunError(
+            f"{title}: the run was killed, most likely for memory: lower schedule.batch_size or the domain's size, "
+            f"close what else runs here, and run this cell again to continue\n{told}"
+        )
     if child.returncode:
         raise FailedRunError(f"{title}: python -m nsm.train exited with {child.returncode}\n{told}")
     display(HTML(f"<pre>{escape(told)}</pre>"))
