@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import zipfile
@@ -160,27 +161,32 @@ def test_full_run_is_interrupted_and_continued(execute: Execute, kernel: Kernel)
 
     def interrupt() -> None:
         wait_for(trains, timeout=120)
-        kernel.manager.interrupt_kernel()
+        os.killpg(kernel.manager.provisioner.process.pid, signal.SIGINT)  # what the stop button does
 
     pressed = threading.Thread(target=interrupt)
     pressed.start()
-    overrides = ["domain=causal", *SMALL, "schedule=production", "schedule.max_epochs=6", "domain.num_scenarios=3000"]
-    overrides += ["schedule.early_stopping_patience=9", "schedule.limit_batches=null"]
+    overrides = [
+        "domain=causal",
+        *SMALL,
+        "schedule=production",
+        "schedule.max_epochs=8",
+        "schedule.early_stopping_patience=9",
+    ]
     done = execute("environment", "configuration", "training", WORKFLOW="full", OVERRIDES=overrides)
     pressed.join()
     assert "interrupted; run this cell again to continue" in told(done, "training")
     (run,) = {path.parent for path in kernel.home.rglob("progress.json")} - {path.parent for path in known}
     epochs = len(json.loads((run / "training_history.json").read_text()))
-    assert 1 <= epochs < 6
+    assert 1 <= epochs < 8
     kernel.run([nbformat.v4.new_code_cell("dashboard.train(plan)")])
     history = json.loads((run / "training_history.json").read_text())
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in history] == [*range(1, 9)]
     assert json.loads((run / "final_results.json").read_text())["status"] == "completed"
 
 
 @pytest.mark.slow
 def test_all_three_domains_and_their_comparison(execute: Execute, kernel: Kernel) -> None:
-    done = execute(WORKFLOW="domains", OVERRIDES=[*SMALL, "seed=7"], OUTPUTS="three")
+    done = execute(WORKFLOW="domains", OVERRIDES=[*SMALL, "schedule.max_epochs=1"], OUTPUTS="three")
     assert {path.name for path in (kernel.home / "three").iterdir() if path.is_dir()} == {*plan.DOMAINS, "exports"}
     assert pictures(done, "training") == 3
     assert "3 runs: 3 completed" in told(done, "comparison")
@@ -191,11 +197,11 @@ def test_all_three_domains_and_their_comparison(execute: Execute, kernel: Kernel
 
 @pytest.mark.slow
 def test_hyperparameter_exploration(execute: Execute, kernel: Kernel) -> None:
-    overrides = ["domain=causal", *SMALL]
+    overrides = ["domain=causal", *SMALL, "schedule.max_epochs=1"]
     done = execute(WORKFLOW="explore", OVERRIDES=overrides, SWEEP=["model.pool_ratio=0.3,0.7"], OUTPUTS="explored")
     assert "| sweep | " in told(done, "configuration")
     assert "2 runs: 2 completed" in told(done, "sweep")
-    assert re.search(r"pool_ratio=0.3 +0 ", told(done, "sweep"))
+    assert re.search(r"^causal .* pool_ratio=0.3$", told(done, "sweep"), re.MULTILINE)
     assert len([*(kernel.home / "explored" / "sweeps").rglob("final_results.json")]) == 2
 
 

@@ -14,7 +14,6 @@ from nsm.reporting.summary import Configuration, Spread, Summary, spread
 HEADER = (
     "domain",
     "model",
-    "changed",
     "seeds",
     "score",
     "shortcut",
@@ -24,6 +23,7 @@ HEADER = (
     "collapsed",
     "s",
     "$",
+    "changed",  # last, since it may be longer than a terminal is wide
 )
 UNSUCCESSFUL_SHOWN = 20
 
@@ -161,7 +161,6 @@ def _cells(configuration: Configuration) -> tuple[str, ...]:
     return (
         configuration.domain,
         configuration.model + levels,
-        configuration.choices,
         ",".join(map(str, configuration.seeds)) or f"none of {len(configuration.unsuccessful)}",
         plus_minus(configuration.score) + (" r2" if configuration.score_name == "r2" else ""),
         f"{plus_minus(shortcut[1])} {shortcut[0]}" if shortcut else "-",
@@ -171,6 +170,7 @@ def _cells(configuration: Configuration) -> tuple[str, ...]:
         f"{configuration.collapsed}/{len(configuration.runs)}" if configuration.runs else "-",
         whole(configuration.spread("seconds")),
         money(configuration.cost),
+        configuration.choices,
     )
 
 
