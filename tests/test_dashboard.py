@@ -261,19 +261,22 @@ def test_damaged_and_missing_checkpoints_are_told(finished: Path, here: Path) ->
         dashboard.evaluate(Path("nowhere"))
 
 
-def test_a_run_that_fails_says_why(here: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo starting; echo 'error: the loss is nan'; exit 1", r"exited with 1\nstarting\nerror: the loss is nan"),
+        ("kill -9 $$", "killed, most likely for memory: lower schedule.batch_size"),  # as the system would
+    ],
+)
+def test_a_run_that_fails_or_is_out_of_memory_says_so(
+    here: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
     """The notebook's own process goes on, whatever the run met."""
-    with pytest.raises(training.FailedRunError, match=r"exited with 1\n.*there is no setting model.none"):
-        training.watch(["model.none=1"], here / "run", "a run")
-
-
-def test_a_run_out_of_memory_is_told_from_others(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system kills whoever takes too much; here it is killed as the system would."""
     program = here / "python"
-    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    with pytest.raises(training.FailedRunError, match=r"killed, most likely for memory: lower schedule.batch_size"):
+    with pytest.raises(training.FailedRunError, match=message):
         training.watch([], here / "run", "a run")
 
 
