@@ -313,7 +313,7 @@ def test_without_a_gpu_diagnostics_say_where_there_is_one(monkeypatch: pytest.Mo
 
 def test_tables_are_read_by_notebooks_and_terminals() -> None:
     table = tables.Table(("a", "b"), [("x|y", 1), ("two\nlines", 2)], "note")
-    assert table._repr_markdown_() == "| a | b\n| --- | ---\n| x\\|y | 1\n| two lines | 2\n\nnote"
+    assert table._repr_markdown_() == "| a | b |\n| --- | --- |\n| x\\|y | 1 |\n| two lines | 2 |\n\nnote"
     assert repr(table).splitlines()[0] == "a  b"
     assert [tables.size(count) for count in (10, 2048, 3 << 20, 5 << 40)] == ["10 B", "2.0 KiB", "3.0 MiB", "5.0 TiB"]
 

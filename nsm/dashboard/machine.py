@@ -34,7 +34,7 @@ def environment() -> Table:
         ("commit", runs.git_commit() or "not known"),
         *runs.versions().items(),
     ]
-    return Table(("here", ""), checks)
+    return Table(("here", "found"), checks)
 
 
 def gpu() -> Table:
@@ -67,4 +67,4 @@ def gpu() -> Table:
                 "nsm-modal notebook opens this notebook on an A100; hardware=a100 in SWEEP sends runs to one",
             ),
         ]
-    return Table(("GPU", ""), rows)
+    return Table(("GPU", "found"), rows)

@@ -68,7 +68,7 @@ class Plan:
         if self.sweep:
             rows.append(("sweep", " ".join(self.sweep)))
         rows.append(("checks", "every configuration is valid; the device is there; the folder can be written"))
-        return Table(("plan", ""), rows)._repr_markdown_()
+        return Table(("plan", "this notebook"), rows)._repr_markdown_()
 
 
 def configure(

@@ -19,12 +19,16 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
-        shown = ("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines)
+        shown = (f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
         return "\n".join(shown) + (f"\n\n{self.note}" if self.note else "")
 
     def __repr__(self) -> str:
         lines = ["  ".join(str(cell) for cell in line) for line in (self.header, *self.rows)]
         return "\n".join([*lines, *([self.note] if self.note else [])])
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def picture(figure: Figure) -> Image:
