@@ -1,11 +1,9 @@
 """A finished run taken up again: its configuration, its data and the model of one of its checkpoints."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +13,9 @@ from yaml import YAMLError
 from nsm import checkpoints
 from nsm.config import Config, ConfigError, read_config
 from nsm.data.datamodule import LOADER_FIELDS, TripleDataModule
+from nsm.failures import RunError
 from nsm.module import NSMModule, build_module
+from nsm.storage import DamagedError
 from nsm.train import CONF, build_datamodule, prepare_process
 
 ALIASES = {"best": checkpoints.BEST, "last": checkpoints.LAST}
@@ -57,8 +57,7 @@ def restore(folder: Path, checkpoint: str = "best", elsewhere: Sequence[str] = (
     datamodule = build_datamodule(composed, config)
     module = build_module(config, datamodule, settings)
     try:
-        module.load_state_dict(state["state_dict"])
-        module.on_load_checkpoint(state)
+        module.restore(state)
     except (RuntimeError, KeyError) as error:
         raise ConfigError(f"checkpoint={path} does not fit the model of {folder}: {error}") from error
     return Restored(config, datamodule, module.eval(), path, int(state.get("epoch", 0)) + 1)
@@ -121,16 +120,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint file holds, on the CPU.
 
     Raises:
-        ConfigError: if it is damaged or no checkpoint of this framework.
+        ConfigError: if it is damaged, no checkpoint of a run, or a newer version's.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(f"checkpoint={path} is damaged or no checkpoint: {reason}") from error
-    if not isinstance(state, dict) or "state_dict" not in state:
-        raise ConfigError(f"checkpoint={path} is no checkpoint of a run: it has no state_dict")
-    return state
+        return checkpoints.load(path)
+    except DamagedError as error:
+        raise ConfigError(f"checkpoint={path} is damaged or no checkpoint: {error}") from error
+    except RunError as error:
+        raise ConfigError(f"checkpoint={path} cannot be used: {error}") from error
 
 
 def check_same(path: Path, theirs: Mapping[str, Any], folder: Path, ours: Mapping[str, Any]) -> None:

@@ -93,8 +93,9 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        last = trainer.is_last_batch
-        if not last and time.monotonic() - self._written < self.every_seconds:
+        if not trainer.is_global_zero:
+            return
+        if not trainer.is_last_batch and time.monotonic() - self._written < self.every_seconds:
             return
         self._written = time.monotonic()
         on_gpu = pl_module.device.type == "cuda"
@@ -112,6 +113,8 @@ class Progress(Callback):
 
 class ValidationFigures(Callback):
     """Draws for TensorBoard: confusion matrix, calibration, and which nodes of one sample WHY keeps.
+
+    With several devices they show the first one's part of the validation.
 
     Args:
         every_epochs: how often; an epoch's pictures take a few tenths of a second.

@@ -87,26 +87,6 @@ def composed(overrides: list[str]) -> Callable[..., DictConfig]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> Callable[..., None]:
-    """``python -m nsm.train`` with further arguments, in this process."""
-
-    def run(*arguments: str) -> None:
-        flags = [argument for argument in arguments if argument.startswith("--")]
-        monkeypatch.setattr(sys, "argv", ["nsm.train", *flags, *overrides, *arguments[len(flags) :]])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        root = logging.getLogger()
-        handlers, level = list(root.handlers), root.level
-        try:
-            cli.run(main, CONF, "train")
-        finally:
-            for handler in set(root.handlers) - set(handlers):
-                handler.close()
-            root.handlers, root.level = handlers, level
-
-    return run
-
-
-@pytest.fixture
 def process_state() -> Iterator[None]:
     """Undo what a run sets for the whole process."""
     lightning_log = logging.getLogger("lightning.pytorch")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from nsm import checkpoints
 from nsm.evaluate import evaluate, main
 from nsm.restore import restore
 from tests.conftest import TEST_CONF, run_command, toy_overrides
@@ -139,7 +140,10 @@ def test_damaged_checkpoints_are_refused(run: Path) -> None:
         with pytest.raises(SystemExit, match=r"error: checkpoint=.*best_model.ckpt is damaged or no checkpoint"):
             main([f"run={run}", *HERE])
     torch.save({"weights": 1}, run / "best_model.ckpt")
-    with pytest.raises(SystemExit, match="it has no state_dict"):
+    with pytest.raises(SystemExit, match="is damaged or no checkpoint"):
+        main([f"run={run}", *HERE])
+    checkpoints.save({"weights": 1}, run / "best_model.ckpt")
+    with pytest.raises(SystemExit, match="is no checkpoint of a run"):
         main([f"run={run}", *HERE])
     (run / "best_model.ckpt").unlink()
     with pytest.raises(SystemExit, match=r"checkpoint=best is not in .*: it has checkpoint_epoch_1.ckpt"):
@@ -147,17 +151,18 @@ def test_damaged_checkpoints_are_refused(run: Path) -> None:
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(run: Path) -> None:
-    state = torch.load(run / "last.ckpt", weights_only=True)
+    state = checkpoints.load(run / "last.ckpt")
     state["hyper_parameters"]["model"]["node_features"] = 32
     state["hyper_parameters"]["domain"]["num_samples"] = 7
-    torch.save(state, run.parent / "other.ckpt")
+    checkpoints.save(state, run.parent / "other.ckpt")
     with pytest.raises(SystemExit) as refused:
         main([f"run={run}", f"checkpoint={run.parent / 'other.ckpt'}", *HERE])
     assert "domain.num_samples is 7 there and 400 here" in str(refused.value)
     assert "model.node_features is 32 there and 64 here" in str(refused.value)
-    state = torch.load(run / "last.ckpt", weights_only=True)
-    state["state_dict"].popitem()
-    torch.save(state, run / "short.ckpt")
+    state = checkpoints.load(run / "last.ckpt")
+    weights = state["state_dict"]
+    del weights[next(name for name in weights if name.startswith("model."))]
+    checkpoints.save(state, run / "short.ckpt")
     with pytest.raises(SystemExit, match="does not fit the model of"):
         main([f"run={run}", "checkpoint=short.ckpt", *HERE])
 

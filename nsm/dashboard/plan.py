@@ -1,5 +1,6 @@
 """What a notebook is going to do: runs by workflow, composed and checked before anything is started."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +9,6 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
-from nsm import runs
 from nsm.cli import check_configurations
 from nsm.config import Config, ConfigError, check, read_config
 from nsm.dashboard.tables import Table
@@ -96,7 +96,11 @@ def configure(
     check(bool(sweep) or not explores, "SWEEP", list(sweep), "what to explore, such as ['model.pool_ratio=0.3,0.5']")
     check(not run or workflow == "checkpoints", "RUN", run, "only the workflow checkpoints looks at an earlier run")
     home = Path(outputs)
-    runs.prepare_folder(home)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"OUTPUTS={outputs!r} cannot be used: {error.strerror}; choose another folder") from error
+    check(os.access(home, os.W_OK), "OUTPUTS", outputs, "a folder that can be written")
     if workflow == "checkpoints":
         return Plan(workflow, (), (), home, Path(run) if run else newest(home))
     chosen = [[f"domain={domain}", *overrides] for domain in DOMAINS] if workflow == "domains" else [list(overrides)]

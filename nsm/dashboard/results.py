@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from IPython.display import HTML, IFrame, Image, display
 
-from nsm import runs
+from nsm import checkpoints as files
 from nsm.config import ConfigError
 from nsm.dashboard.plan import Plan
 from nsm.dashboard.tables import Table, size
@@ -18,7 +18,7 @@ from nsm.evaluate import evaluate as evaluate_run
 from nsm.evaluate import format_evaluation
 from nsm.figures import PALETTE
 from nsm.reporting import charts, page, text
-from nsm.reporting.records import find_runs
+from nsm.reporting.records import find_runs, read_run
 from nsm.reporting.summary import summarise
 from nsm.restore import Restored, read_checkpoint, restore
 
@@ -26,13 +26,13 @@ LIGHT = "background:#fff;color:#1d2530;--ink:#1d2530;--line:#dde2e8;--other:#9aa
     f"--c{number}:{colour};" for number, colour in enumerate(PALETTE)
 )
 """Colours of the report's charts outside its page."""
-EXPORTED = ("*.json", "*.png", "*.log", ".hydra/*.yaml", runs.BEST, "tensorboard/*", "csv/**/*.csv")
+EXPORTED = ("*.json", "*.png", "*.log", ".hydra/*.yaml", files.BEST, "tensorboard/*", "csv/**/*.csv")
 """Files of a run that are exported: not the checkpoints that only continuing needs."""
 
 
 def checkpoints(folder: Path) -> Table:
     """Every checkpoint of a run: epoch, metrics, size, and whether it is sound."""
-    history = {row["epoch"]: row for row in runs.read_history(folder)}
+    history = {row.get("epoch"): row for row in read_run(folder).history} if folder.is_dir() else {}
     rows = []
     for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime):
         try:
