@@ -139,7 +139,7 @@ def test_wandb_and_mlflow_keep_a_run_here(overrides: list[str], tmp_path: Path) 
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"val/accuracy" in kept.read_bytes()
     assert b"test/accuracy" in kept.read_bytes()
-    status, metrics, params = json.loads(told.split("ANSWER")[1])
+    status, metrics, params = json.loads(told.split("ANSWER")[1].splitlines()[0])
     test = json.loads((tmp_path / "run" / "final_results.json").read_text())["test"]
     assert status == "FINISHED"
     assert metrics["test/accuracy"] == pytest.approx(test["accuracy"])

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 async def _run(options: argparse.Namespace) -> None:
-    volume = VolumeClient(options.volume, create=False)
+    volume = VolumeClient(options.volume, create=options.command is notebook)
     await volume.check_exists()
     await options.command(options, volume)
 
@@ -73,10 +73,18 @@ def parser() -> argparse.ArgumentParser:
     add_for_sweep("cost", cost, "List every attempt of every job: how it ended, its seconds, its estimated cost.")
     opened = add("notebook", notebook, "Open JupyterLab in a container, with this volume, and wait until it ends.")
     opened.add_argument("--gpu", default=ModalLauncherConfig().gpu, help="card, or none: %(default)s")
-    opened.add_argument("--hours", type=float, default=MOST_HOURS, help="at most, after which it ends: %(default)g")
+    opened.add_argument("--hours", type=hours, default=MOST_HOURS, help="at most, after which it ends: %(default)g")
     opened.add_argument("--package", action="append", help="Python package that travels there; nsm if left out")
     add_for_sweep("cancel", cancel, "Stop a sweep's jobs; what they have committed stays on the volume.")
     return root
+
+
+def hours(text: str) -> float:
+    """A time that a notebook may take."""
+    number = float(text)
+    if not 0 < number <= MOST_HOURS:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {MOST_HOURS:g}")
+    return number
 
 
 async def list_sweeps(options: argparse.Namespace, volume: VolumeClient) -> None:

@@ -37,13 +37,7 @@ POLL_SECONDS, START_SECONDS, LAST_SECONDS = 1.0, 120.0, 60.0
 
 
 def settings_of(*, volume: str, gpu: str | None, hours: float, packages: Sequence[str]) -> ModalLauncherConfig:
-    """What the notebook's container gets: one container, one attempt.
-
-    Raises:
-        LauncherError: for a time that is not allowed.
-    """
-    if not 0 < hours <= MOST_HOURS:
-        raise LauncherError(f"--hours={hours:g} cannot be used: above 0 and at most {MOST_HOURS:g}")
+    """What the notebook's container gets: one container, one attempt."""
     here = {folder: folder for folder in ("conf", HOME) if Path(folder).is_dir()}
     pyproject, constraints = (name if Path(name).is_file() else None for name in ("pyproject.toml", "constraints.txt"))
     image = ImageConfig(
