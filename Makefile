@@ -18,7 +18,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable
 
-.PHONY: help train test test-faults bench lint constraints clean
+.PHONY: help train test test-faults bench report lint constraints clean
 
 help:
 	@echo "make train   train on the default domain, from nothing to test metrics"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-faults   kill runs at random moments and feed them bad input, in bulk"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure speed"
+	@echo "make report  table and page of every run in outputs/"
 	@echo "make constraints   resolve constraints.txt anew after a change of pyproject.toml"
 	@echo "make clean   remove .venv and the tools' caches; outputs/ and data/ stay"
 
@@ -34,6 +35,9 @@ train: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+report: .venv/installed
+	$(BIN)/python -m nsm.report outputs $(ARGS)
 
 # One thread a worker: the workers already fill the cores.
 test: .venv/installed-dev

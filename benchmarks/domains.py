@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from threadpoolctl import threadpool_limits
 
@@ -24,6 +23,7 @@ from nsm.config import Config, ConfigError, read_config
 from nsm.data.datamodule import TripleDataModule
 from nsm.interrupts import Interrupts
 from nsm.module import NSMModule, build_module
+from nsm.tracking import build_loggers
 from nsm.train import CONF, build_datamodule, build_trainer, prepare_process
 
 # What decides how much data a domain makes, with the least that is worth timing. Other domains are taken whole.
@@ -75,8 +75,8 @@ def measure_training(config: Config, module: NSMModule, datamodule: TripleDataMo
     meter = StepMeter(rounds=rounds, batch_size=batch_size, device=device)
     with tempfile.TemporaryDirectory() as folder, undisturbed():
         with redirect_stderr(io.StringIO()):  # which is no terminal and gets no progress bar
-            logger = TensorBoardLogger(folder, name="", default_hp_metric=False)
-            trainer = build_trainer(config, Path(folder), callbacks.History(Path(folder)), logger, Interrupts())
+            loggers = build_loggers(config.logger, Path(folder))
+            trainer = build_trainer(config, Path(folder), callbacks.History(Path(folder)), loggers, Interrupts())
         meter.fit(trainer, module, datamodule)
     steps = meter.steps
     shares = {part: statistics.median(step.parts[part] / step.watched for step in steps) for part in PARTS}

@@ -281,6 +281,29 @@ class HardwareConfig:
 
 
 @dataclass
+class LoggerConfig:
+    """Where curves go beside the run's own files; ``logger=[tensorboard,csv]`` asks for several."""
+
+    tensorboard: bool = False
+    csv: bool = False
+    wandb: bool = False
+    mlflow: bool = False
+    project: str = "nsm"
+    """Project in Weights & Biases, experiment in MLflow."""
+    wandb_mode: str = "offline"
+    """``offline`` (``wandb sync`` uploads later) or ``online``."""
+    mlflow_uri: str = "sqlite:///mlruns.db"
+    """MLflow's store, or the address of its server."""
+    figures_every_epochs: int = 1
+    """How often TensorBoard gets pictures of the validation; 0 for never."""
+
+    def __post_init__(self) -> None:
+        check(self.wandb_mode in ("offline", "online"), "logger.wandb_mode", self.wandb_mode, "offline or online")
+        every = self.figures_every_epochs
+        check(every >= 0, "logger.figures_every_epochs", every, "a number of epochs, or 0 for never")
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -290,6 +313,7 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 0
     resume: str = "auto"
     """``auto`` continues a run whose folder holds ``last.ckpt``; ``never`` starts anew."""

@@ -144,7 +144,7 @@ class NSMModule(LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._losses(batch, "train", self.train_metrics)
+        loss = self._losses(batch, "train", self.train_metrics)[0]
         if self.trainer.world_size > 1:
             # Gradients are averaged over devices, whose parts of a batch may differ in size.
             total = self.trainer.strategy.reduce(torch.tensor(float(batch.num_graphs), device=loss.device), None, "sum")
@@ -154,8 +154,8 @@ class NSMModule(LightningModule):
         self._step_loss = loss.detach() if begins else self._step_loss + loss.detach()
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._losses(batch, "val", self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._losses(batch, "val", self.val_metrics)[1]
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
@@ -201,7 +201,7 @@ class NSMModule(LightningModule):
         self.predictions[name].append(predictions.cpu())
         if dataloader_idx == 0:
             for key, loss in self._loss_terms(output, target).items():
-                self.log(key, loss, batch_size=batch.num_graphs, on_epoch=True, add_dataloader_idx=False)
+                self.log(f"test/{key}", loss, batch_size=batch.num_graphs, on_epoch=True, add_dataloader_idx=False)
             if self.model.reconstructs:
                 self._measure_cycle(batch)
 
@@ -261,17 +261,19 @@ class NSMModule(LightningModule):
             schedulers.append({"scheduler": falling, "monitor": "val/loss", "frequency": never})
         return [optimizer], schedulers
 
-    def _losses(self, batch: Batch, stage: str, metrics: MetricCollection) -> Tensor:
+    def _losses(self, batch: Batch, stage: str, metrics: MetricCollection) -> tuple[Tensor, Tensor]:
+        """The loss and the predictions [G] of a batch, both logged."""
         output = self.model(batch, temperature=self.temperature)
         target = self.target(batch)
         losses = self._loss_terms(output, target)
-        metrics.update(self.predict(output.logits.detach()), target)
+        predictions = self.predict(output.logits.detach())
+        metrics.update(predictions, target)
         means = {f"{stage}/{name}": self._mean_loss(f"{stage}/{name}") for name in losses}
         for mean, loss in zip(means.values(), losses.values(), strict=True):
             mean.update(loss.detach(), batch.num_graphs)
         for logged in (means, metrics):
             self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.num_graphs)
-        return losses["loss"]
+        return losses["loss"], predictions
 
     def _loss_terms(self, output: ModelOutput, target: Tensor) -> dict[str, Tensor]:
         task_loss = self.task_loss(output.logits, target) if output.task_loss is None else output.task_loss

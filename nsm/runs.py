@@ -21,10 +21,11 @@ from nsm import locks, storage
 from nsm.config import ConfigError
 from nsm.data.cache import content_hash
 from nsm.data.datamodule import TripleDataModule
+from nsm.files import HISTORY as HISTORY
+from nsm.files import RESULTS as RESULTS
 from nsm.metrics import collapsed
 
 log = logging.getLogger(__name__)
-HISTORY, RESULTS = "training_history.json", "final_results.json"
 PACKAGES = ("torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -184,9 +185,9 @@ def judged(test: Mapping[str, float | None], datamodule: TripleDataModule, param
 
 
 def headline(results: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that TensorBoard shows beside a run's hyperparameters."""
+    """The figures that loggers show beside a run's hyperparameters."""
     figures = {f"test/{key}": value for key, value in results["test"].items() if value is not None}
-    return figures | {"best_val_loss": results["best_val_loss"], "seconds": results["seconds"]}
+    return figures | {"val/best_loss": results["best_val_loss"], "train/seconds": results["seconds"]}
 
 
 def format_table(results: Mapping[str, Any], ceilings: Mapping[str, float | None]) -> str:

@@ -17,11 +17,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from nsm import callbacks, checkpoints, cli, data, devices, models, resume, runs, saving
+from nsm import callbacks, checkpoints, cli, data, devices, models, resume, runs, saving, tracking
 from nsm.config import Config, check, read_config, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
 from nsm.failures import RunError, explained, explaining
@@ -77,14 +76,14 @@ def train(composed: DictConfig, folder: Path) -> float:
             datamodule = build_datamodule(composed, config)
             module = build_module(config, datamodule, settings)
             past.check_fits(module)
-            tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
-            trainer = build_trainer(config, folder, history, tensorboard, interrupts)
+            loggers = tracking.build_loggers(config.logger, folder)
+            trainer = build_trainer(config, folder, history, loggers, interrupts)
             with interrupts.patiently():
                 trainer.fit(module, datamodule=datamodule, ckpt_path=past.checkpoint, weights_only=True)
             if config.hardware.devices > 1:
                 devices.part()
                 alone = dataclasses.replace(config, hardware=dataclasses.replace(config.hardware, devices=1))
-                trainer = build_trainer(alone, folder, history, tensorboard, interrupts)
+                trainer = build_trainer(alone, folder, history, loggers, interrupts)
             module.restore(checkpoints.load(folder / checkpoints.BEST))
             trainer.test(module, datamodule=datamodule, verbose=False)
             parameters = sum(parameter.numel() for parameter in module.model.parameters())
@@ -92,8 +91,7 @@ def train(composed: DictConfig, folder: Path) -> float:
                 test_results(config, module, datamodule, folder), datamodule, parameters
             )
             runs.write_json(folder / runs.RESULTS, results)
-            tensorboard.log_hyperparams(settings, runs.headline(results))
-            tensorboard.finalize("success")
+            tracking.log_results(loggers, settings, results)
     log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
     return results["val"]["task_loss"]
 
@@ -103,7 +101,7 @@ def follow(composed: DictConfig, config: Config, settings: Any, folder: Path, in
     devices.be_silent()
     datamodule = build_datamodule(composed, config)
     module = build_module(config, datamodule, settings)
-    trainer = build_trainer(config, folder, callbacks.History(folder), None, interrupts)
+    trainer = build_trainer(config, folder, callbacks.History(folder), [], interrupts)
     checkpoint = resume.look(folder, settings).checkpoint
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     devices.part()
@@ -179,7 +177,7 @@ def build_trainer(
     config: Config,
     folder: Path,
     history: callbacks.History,
-    tensorboard: TensorBoardLogger | None,
+    loggers: list[Logger],
     interrupts: Interrupts,
 ) -> Trainer:
     """Lightning's trainer with everything that watches a run."""
@@ -190,13 +188,16 @@ def build_trainer(
         callbacks.ProgressBar(history) if in_terminal else callbacks.EpochLog(history),
         callbacks.FirstBatch(),
         callbacks.CollapseWarning(),
-        *([LearningRateMonitor(logging_interval="epoch")] if tensorboard else []),
+        tracking.Rates(),
+        tracking.Progress(folder),
         saving.Patience(schedule.early_stopping_patience),
         saving.ErrorCheckpoint(folder),
         saving.BestCheckpoint(folder),
         saving.PeriodicCheckpoint(folder, every_epochs=schedule.checkpoint_every_epochs),
         saving.LastCheckpoint(folder, every_minutes=schedule.checkpoint_every_minutes, interrupts=interrupts),
     ]
+    if config.logger.figures_every_epochs:
+        watching.append(tracking.ValidationFigures(config.logger.figures_every_epochs))
     if on_gpu:
         watching.insert(0, callbacks.GPUStats())  # before the history, which writes them
     return Trainer(
@@ -216,7 +217,7 @@ def build_trainer(
         enable_progress_bar=in_terminal,
         enable_model_summary=False,
         default_root_dir=folder,
-        logger=tensorboard or False,
+        logger=loggers or False,
         callbacks=watching,
         plugins=checkpoints.CheckpointFiles(),
     )
@@ -228,7 +229,10 @@ def test_results(
     """Every figure of the test sets, after ``trainer.test``."""
     by_set, cycle_errors = module.test_results()
     logged = module.trainer.callback_metrics
-    test: dict[str, float | None] = {**by_set["test"], **{name: float(logged[name]) for name in ("loss", "task_loss")}}
+    test: dict[str, float | None] = {
+        **by_set["test"],
+        **{name: float(logged[f"test/{name}"]) for name in ("loss", "task_loss")},
+    }
     test |= dict.fromkeys(CYCLE_ERRORS) | cycle_errors
     if module.model.reconstructs:
         test["cycle_error_structure_only"] = structure_only_error(

@@ -3,7 +3,8 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"needs {lacking}"))
 
 
-@pytest.fixture
-def overrides(tmp_path: Path) -> list[str]:
-    """Command line of a run of seconds, on the toy domain, whose every file lies under ``tmp_path``."""
+def toy_overrides(folder: Path) -> list[str]:
+    """Command line of a run of seconds, on the toy domain, whose data lies under ``folder``."""
     return [
         f"hydra.searchpath=[file://{TEST_CONF}]",
         "domain=toy",
@@ -42,8 +42,37 @@ def overrides(tmp_path: Path) -> list[str]:
         "schedule=smoke",
         "hardware=cpu",
         "hardware.threads=1",
-        f"domain.cache_dir={tmp_path / 'data'}",
+        "logger.figures_every_epochs=0",
+        f"domain.cache_dir={folder / 'data'}",
     ]
+
+
+def run_command(overrides: Sequence[str], *arguments: str) -> None:
+    """``python -m nsm.train`` with overrides and further arguments, in this process."""
+    flags = [argument for argument in arguments if argument.startswith("--")]
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["nsm.train", *flags, *overrides, *arguments[len(flags) :]])
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        try:
+            cli.run(main, CONF, "train")
+        finally:
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+            root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def overrides(tmp_path: Path) -> list[str]:
+    """Command line of a run of seconds, on the toy domain, whose every file lies under ``tmp_path``."""
+    return toy_overrides(tmp_path)
+
+
+@pytest.fixture
+def command(overrides: list[str]) -> Callable[..., None]:
+    """``python -m nsm.train`` on the toy domain with further arguments, in this process."""
+    return partial(run_command, overrides)
 
 
 @pytest.fixture
@@ -55,26 +84,6 @@ def composed(overrides: list[str]) -> Callable[..., DictConfig]:
             return compose("train", overrides=[*overrides, *more])
 
     return compose_with
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> Callable[..., None]:
-    """``python -m nsm.train`` with further arguments, in this process."""
-
-    def run(*arguments: str) -> None:
-        flags = [argument for argument in arguments if argument.startswith("--")]
-        monkeypatch.setattr(sys, "argv", ["nsm.train", *flags, *overrides, *arguments[len(flags) :]])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        root = logging.getLogger()
-        handlers, level = list(root.handlers), root.level
-        try:
-            cli.run(main, CONF, "train")
-        finally:
-            for handler in set(root.handlers) - set(handlers):
-                handler.close()
-            root.handlers, root.level = handlers, level
-
-    return run
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_a_run_writes_its_folder(
 
     written = {path.name for path in folder.iterdir()}
     checkpoints = {"best_model.ckpt", "last.ckpt", "checkpoint_epoch_1.ckpt", "checkpoint_epoch_2.ckpt"}
-    assert written == checkpoints | {"final_results.json", "training_history.json", "tensorboard"}
+    assert written == checkpoints | {"final_results.json", "training_history.json", "progress.json", "tensorboard"}
     told = "\n".join(record.getMessage() for record in caplog.records)
     assert "first batch: 64 graphs; x [320] int64" in told
     assert "epoch 2/2" in told
@@ -116,8 +116,9 @@ def test_tensorboard_has_curves_and_hyperparameters_with_metrics(
     train(composed(), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     scalars = set(events.Tags()["scalars"])
-    assert {"train/loss", "val/loss", "val/accuracy_class_0", "test/accuracy", "best_val_loss"} <= scalars
-    assert any(tag.startswith("lr-") for tag in scalars)
+    assert {"train/loss", "val/loss", "val/accuracy_class_0", "test/accuracy", "test/loss", "val/best_loss"} <= scalars
+    assert {"train/lr", "train/temperature"} <= scalars
+    assert {tag.split("/")[0] for tag in scalars} == {"train", "val", "test"}
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from nsm.config import DomainConfig, ModelConfig, register_schemas
-from nsm.data.datamodule import TripleDataModule
+from nsm.data.datamodule import Grouping, TripleDataModule
 from nsm.data.triples import TripleDataset, TripleWriter
 from nsm.models.encoder import ModelOutput
 
@@ -54,6 +54,7 @@ class ToyDataModule(TripleDataModule):
                     edge_attr=[1.0, 0.5, 1.0, 0.5],
                     y=int(x.sum() > 2),
                     instance=instance,
+                    ends=int(x[-1]),
                     **target,
                 )
                 instance += 1
@@ -62,6 +63,9 @@ class ToyDataModule(TripleDataModule):
 
     def metrics(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
         return {"mean_probability_again": probabilities["again"].mean().item()}
+
+    def breakdowns(self, dataset: TripleDataset) -> dict[str, Grouping]:
+        return {"end": Grouping(dataset.column("ends"), ("ends in a", "ends in b"))}
 
 
 @dataclass

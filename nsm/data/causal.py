@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nsm.config import DomainConfig, check
-from nsm.data.datamodule import TripleDataModule
+from nsm.data.datamodule import Grouping, TripleDataModule
 from nsm.data.triples import TripleDataset
 
 P_SEVERE, P_INDICATED, P_CONTRAINDICATED = 0.5, 0.7, 0.25
@@ -128,6 +128,16 @@ class CausalDataModule(TripleDataModule):
             "policy_value": recovery.mean().item(),
             "accuracy_severe": correct[severe].mean().item(),
             "accuracy_mild": correct[~severe].mean().item(),
+        }
+
+    def breakdowns(self, dataset: TripleDataset) -> dict[str, Grouping]:
+        """By stratum, severity and what the treatment does to the patient, and by arm."""
+        severe, indicated, contraindicated = (dataset.column(cause) for cause in CAUSES[:3])
+        effect = torch.where(contraindicated == 1, 2, indicated)
+        names = [f"{severity}, {what}" for severity in ("mild", "severe") for what in ("no effect", "helped", "harmed")]
+        return {
+            "stratum": Grouping(3 * severe + effect, tuple(names)),
+            "arm": Grouping(dataset.column("treated"), ("untreated", "treated")),
         }
 
 

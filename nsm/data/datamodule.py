@@ -5,7 +5,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,14 @@ log = logging.getLogger(__name__)
 LOADER_FIELDS = ("_target_", "batch_size", "eval_batch_size", "num_workers", "pin_memory", "cache_dir")
 
 
+class Grouping(NamedTuple):
+    """One way to divide a set's samples."""
+
+    codes: Tensor
+    """[G] group of each sample, a position in ``names``."""
+    names: tuple[str, ...]
+
+
 class TripleDataModule(LightningDataModule, ABC):
     """Samples of one domain with a known truth.
 
@@ -31,7 +39,7 @@ class TripleDataModule(LightningDataModule, ABC):
     samples, and ``extra_sets`` holds further test sets by name (an intervention, longer plans, candidates to rank).
 
     A domain sets the class attributes, and implements :meth:`generate`; it overrides :attr:`ceilings`,
-    :meth:`local_features` and :meth:`metrics` where it has more to say.
+    :meth:`local_features`, :meth:`metrics` and :meth:`breakdowns` where it has more to say.
     """
 
     name: str
@@ -96,6 +104,12 @@ class TripleDataModule(LightningDataModule, ABC):
             folder: of the run, for what is worth keeping.
         """
         return {}
+
+    def breakdowns(self, dataset: TripleDataset) -> dict[str, Grouping]:
+        """Ways to divide the samples of one of the domain's sets, by name: where does the model fail?"""
+        if "query_type" not in dataset.columns:
+            return {}
+        return {"relation": Grouping(dataset.column("query_type"), self.relations)}
 
     def prepare_data(self) -> None:
         """Generate the data and audit its shortcuts, unless a sound copy is cached."""
@@ -169,6 +183,10 @@ class TripleDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> list[DataLoader]:
         return [self._eval_loader(dataset) for dataset in self.test_sets.values()]
+
+    def ordered_dataloader(self, dataset: TripleDataset) -> DataLoader:
+        """Every sample of one of the domain's sets once, in order."""
+        return self._eval_loader(dataset)
 
     def _place(self) -> tuple[int, int]:
         """Which of how many devices this process drives."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nsm.config import DomainConfig, check
 from nsm.data.candidates import Candidate, Enclosing, Pair, make_pairs, plant_doubts
-from nsm.data.datamodule import TripleDataModule
+from nsm.data.datamodule import Grouping, TripleDataModule
 from nsm.data.triples import TripleDataset, TripleWriter
 from nsm.data.world import (
     FAMILIES,
@@ -152,6 +152,10 @@ class KGDataModule(TripleDataModule):
         chance = rank_metrics(torch.zeros(len(ranking)), y, group)
         figures |= {f"{name}_chance": chance[name] for name in ("mrr", "hits_at_10")}
         return figures | rank_metrics(probabilities["ranking"].detach().cpu(), y, group)
+
+    def breakdowns(self, dataset: TripleDataset) -> dict[str, Grouping]:
+        """By the relation asked about and by the family of the rule that derives it."""
+        return {"rule": Grouping(dataset.column("family"), FAMILIES), **super().breakdowns(dataset)}
 
 
 def rank_metrics(scores: Tensor, y: Tensor, group: Tensor) -> dict[str, float]:

@@ -24,7 +24,7 @@ from nsm.data.blocksworld import (
     reorder,
     solve,
 )
-from nsm.data.datamodule import TripleDataModule
+from nsm.data.datamodule import Grouping, TripleDataModule
 from nsm.data.planning_graph import ENTITY_TYPES, RELATIONS, encode
 from nsm.data.planning_shortcuts import block_gaps, handcrafted, local_bigrams, order_free
 from nsm.data.triples import TripleDataset
@@ -35,6 +35,8 @@ MAX_DETOURS = 2
 """Needless moves at most in a plan, so that plans are not recognised as optimal or not."""
 ROUNDS = 20
 """How often new problems are drawn before the supply of distinct ones counts as exhausted."""
+LENGTH_SPAN = 4
+"""Lengths of plan that count as one group where results are broken down."""
 
 
 @dataclass
@@ -151,6 +153,18 @@ class PlanningDataModule(TripleDataModule):
             if (kind == number).any():
                 figures[f"accuracy_{label}"] = float(right["test"][kind == number].mean())
         return figures
+
+    def breakdowns(self, dataset: TripleDataset) -> dict[str, Grouping]:
+        """By what spoiled the plan, by its length and by the number of blocks."""
+        length, blocks = dataset.column("plan_length"), dataset.column("num_blocks")
+        spans = [
+            f"{start} to {start + LENGTH_SPAN - 1} steps" for start in range(0, int(length.max()) + 1, LENGTH_SPAN)
+        ]
+        return {
+            "corruption": Grouping(dataset.column("corruption"), ("valid", *CORRUPTIONS)),
+            "plan length": Grouping(length // LENGTH_SPAN, tuple(spans)),
+            "blocks": Grouping(blocks, tuple(f"{number} blocks" for number in range(int(blocks.max()) + 1))),
+        }
 
     def _pairs_of_plans(
         self, size_key: str, min_blocks: int, max_blocks: int, rng: np.random.Generator

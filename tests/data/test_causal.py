@@ -363,3 +363,17 @@ def test_controls_leave_nothing_to_learn_even_for_who_knows_the_joins(cache_dir,
     assert score(domain) > domain.ceiling - four_sigma(len(domain.test_set))
     for control in ("shuffled_labels", "rewired_edges"):
         assert score(build(cache_dir, control=control)) <= domain.majority + 0.03
+
+
+def test_breakdowns_tell_what_the_treatment_does(domain, sets):
+    arms = sets["do"].column("target").view(-1, 2)
+    effect = (arms[:, 0] - arms[:, 1]).repeat_interleave(2)
+    (codes, names), arm = domain.breakdowns(sets["do"]).values()
+    for code, name in enumerate(names):
+        inside = effect[codes == code]
+        sign = {"helped": 1, "harmed": -1, "no effect": 0}[name.split(", ")[1]]
+        assert len(inside)
+        assert (inside.sign() == sign).all(), name
+        severe = sets["do"].column("severe")[codes == code]
+        assert (severe == name.startswith("severe")).all()
+    assert [arm.names[code] for code in arm.codes[:2]] == ["treated", "untreated"]

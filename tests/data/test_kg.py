@@ -373,3 +373,11 @@ def test_shortcuts_fail_and_paths_succeed(full: KGDataModule) -> None:
 def test_nothing_can_be_learned_from_the_controls(full: KGDataModule, full_folder: Path, control: str) -> None:
     controlled = prepared(full_folder, control=control)
     assert path_learner_accuracy(controlled) <= controlled.majority + 0.03
+
+
+def test_breakdowns_name_the_rule_that_derives_the_relation(small: KGDataModule) -> None:
+    for dataset in small.test_sets.values():
+        rule, relation = small.breakdowns(dataset)["rule"], small.breakdowns(dataset)["relation"]
+        assert len(rule.codes) == len(dataset)
+        for family, asked in zip(rule.codes.tolist(), relation.codes.tolist(), strict=True):
+            assert relation.names[asked].rpartition("_")[0] == rule.names[family]

@@ -451,3 +451,13 @@ def test_too_many_problems_for_so_few_blocks_are_refused(tmp_path):
 
 def test_the_ceiling_is_certainty():
     assert PlanningDataModule().ceilings == {"test": 1.0, "long": 1.0}
+
+
+def test_breakdowns_name_what_spoiled_a_plan_and_its_size(mixed):
+    dataset = mixed.test_sets["long"]
+    corruption, length, blocks = mixed.breakdowns(dataset).values()
+    for position, y in enumerate(dataset.column("y").tolist()):
+        assert (corruption.names[corruption.codes[position]] == "valid") == (y == 1)
+        first, last = (int(bound) for bound in length.names[length.codes[position]].split()[:3:2])
+        assert first <= dataset[position].plan_length <= last
+        assert blocks.names[blocks.codes[position]] == f"{int((dataset[position].x == 0).sum())} blocks"

@@ -62,7 +62,7 @@ def test_a_detached_sweep_is_watched_and_collected(
     assert f"the record of the sweep {name} on the volume nsm-checkpoints is damaged" in command("list", code=1).stderr
 
 
-@pytest.mark.parametrize("name", ["list", "attach", "fetch", "logs", "cost", "cancel"])
+@pytest.mark.parametrize("name", ["list", "attach", "fetch", "logs", "cost", "cancel", "notebook"])
 def test_every_command_explains_itself(name: str) -> None:
     told = subprocess.run(
         [sys.executable, "-m", "hydra_plugins.nsm_modal.cli", name, "--help"],

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,14 @@ NO_CODE = ("**/.venv/**", "**/.git/**", "**/__pycache__/**", "**/outputs/**", "*
 
 
 def build_app(
-    settings: ModalLauncherConfig, *, name: str, task: TaskName | None, tags: dict[str, str]
+    settings: ModalLauncherConfig,
+    *,
+    name: str,
+    task: TaskName | None,
+    tags: dict[str, str],
+    entry: Callable[..., Any] = run,
 ) -> tuple[Any, Any]:
-    """A ``modal.App`` called ``name``, and its function, which takes the arguments of the worker's ``run``."""
+    """A ``modal.App`` called ``name``, and its function, which calls ``entry``: for jobs the worker's ``run``."""
     import modal
 
     env = settings.image.env | {variable: os.environ[variable] for variable in settings.env_passthrough}
@@ -55,7 +61,7 @@ def build_app(
         region=settings.region,
         single_use_containers=True,  # Hydra and Lightning leave global state behind
         enable_memory_snapshot=settings.keep_app,
-    )(run)
+    )(entry)
     return app, function
 
 

@@ -1,4 +1,4 @@
-"""``nsm-modal``: the sweeps on a volume, from any machine with credentials."""
+"""``nsm-modal``: the sweeps on a volume, from any machine with credentials, and a notebook beside them."""
 
 import argparse
 import asyncio
@@ -15,6 +15,7 @@ from hydra_plugins.nsm_modal.config import (
     check_credentials,
     files_to_leave,
 )
+from hydra_plugins.nsm_modal.notebook import MOST_HOURS, open_notebook, settings_of
 from hydra_plugins.nsm_modal.record import RECORDS, SweepRecord, read_record
 from hydra_plugins.nsm_modal.status import COMPLETED, FAILED
 from hydra_plugins.nsm_modal.sync import VolumeClient
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 async def _run(options: argparse.Namespace) -> None:
-    volume = VolumeClient(options.volume, create=False)
+    volume = VolumeClient(options.volume, create=options.command is notebook)
     await volume.check_exists()
     await options.command(options, volume)
 
@@ -70,8 +71,20 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("job", type=int, help="its number")
     logs.add_argument("-f", "--follow", action="store_true", help="print the last lines, and go on as more come")
     add_for_sweep("cost", cost, "List every attempt of every job: how it ended, its seconds, its estimated cost.")
+    opened = add("notebook", notebook, "Open JupyterLab in a container, with this volume, and wait until it ends.")
+    opened.add_argument("--gpu", default=ModalLauncherConfig().gpu, help="card, or none: %(default)s")
+    opened.add_argument("--hours", type=hours, default=MOST_HOURS, help="at most, after which it ends: %(default)g")
+    opened.add_argument("--package", action="append", help="Python package that travels there; nsm if left out")
     add_for_sweep("cancel", cancel, "Stop a sweep's jobs; what they have committed stays on the volume.")
     return root
+
+
+def hours(text: str) -> float:
+    """A time that a notebook may take."""
+    number = float(text)
+    if not 0 < number <= MOST_HOURS:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {MOST_HOURS:g}")
+    return number
 
 
 async def list_sweeps(options: argparse.Namespace, volume: VolumeClient) -> None:
@@ -163,6 +176,14 @@ async def cancel(options: argparse.Namespace, volume: VolumeClient) -> None:
     if not sweep.keep_app:
         await stop_app(sweep.app)
     print(table(collector.results.values()))
+
+
+async def notebook(options: argparse.Namespace, volume: VolumeClient) -> None:
+    """``nsm-modal notebook``."""
+    gpu = None if options.gpu == "none" else options.gpu
+    packages = options.package or ["nsm"]
+    settings = settings_of(volume=options.volume, gpu=gpu, hours=options.hours, packages=packages)
+    await open_notebook(settings, volume, lambda line: print(line, flush=True))
 
 
 async def _names(volume: VolumeClient) -> list[str]:

@@ -1,0 +1,1 @@
+"""What many runs say together: found, grouped over seeds, and shown as text, files and a page."""

@@ -1,0 +1,274 @@
+"""The page's charts: drawn by matplotlib, as SVG whose colours are the page's own, so that they follow its look."""
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from nsm.figures import FAINT, INK, OTHER, PALETTE, STYLE
+from nsm.reporting.records import Run, number
+from nsm.reporting.summary import Configuration, Summary
+
+PAPER = "#fefefe"
+"""Colour of what lies behind."""
+VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", OTHER: "var(--other)", PAPER: "var(--paper)"} | {
+    colour: f"var(--c{number})" for number, colour in enumerate(PALETTE)
+}
+"""What each colour is called in the page's style sheet."""
+SIZE = (4.7, 3.0)
+"""Inches: a panel that a phone shows at its own size."""
+CURVES = (("loss", "validation loss"), ("accuracy", "validation accuracy"), ("cycle_loss", "validation cycle loss"))
+LEGEND = 4
+"""Lines of a slice that a legend names, at most."""
+TICKS = 10
+"""Values of a hyperparameter that get a place each; more lie on an axis of numbers."""
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG element without sizes, identifiers or colours of its own."""
+    out = io.StringIO()
+    with rc_context({**STYLE, "svg.hashsalt": "nsm"}):
+        figure.savefig(
+            out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r' id="[a-z]+\d*_[\d_]*"', "", text)  # of groups, the same in every figure; nothing refers to them
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+def panel(draw: Callable[[Axes], None], *, size: tuple[float, float] = SIZE) -> str:
+    """One chart, styled."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        return svg(figure)
+
+
+def comparison(summary: Summary) -> str | None:
+    """How far each domain's best configuration of each model comes on the way from majority (0) to ceiling (1)."""
+    rows: list[tuple[str, list[Configuration]]] = []
+    for domain in summary.domains:
+        best: dict[tuple[str, int | None], Configuration] = {}
+        for configuration in summary.of(domain):
+            if configuration.spread("majority") and configuration.spread("ceiling") and configuration.score:
+                best.setdefault((configuration.model, configuration.levels), configuration)
+        if best:
+            rows.append((domain, list(best.values())))
+    if not rows:
+        return None
+    kinds = list(dict.fromkeys((c.model, c.levels) for _, found in rows for c in found))
+
+    def draw(axes: Axes) -> None:
+        ticks, names, place = [], [], 0.0
+        for domain, found in rows:
+            start = place
+            for configuration in found:
+                colour = colour_of(kinds.index((configuration.model, configuration.levels)))
+                shares = [
+                    share
+                    for run in configuration.runs
+                    if (share := _share(run, run.figure("test.accuracy"))) is not None
+                ]
+                axes.plot(
+                    [0, fmean(shares)], [place, place], color=colour, linewidth=5, solid_capstyle="butt", alpha=0.85
+                )
+                axes.plot(shares, [place] * len(shares), "o", color=INK, markersize=2.5)
+                ticks.append(place)
+                names.append(kind_of(configuration))
+                place += 1
+            shortcuts = [
+                share
+                for run in found[0].runs
+                if run.best_shortcut and (share := _share(run, run.best_shortcut[1])) is not None
+            ]
+            if shortcuts:
+                axes.vlines(
+                    fmean(shortcuts), start - 0.5, place - 0.5, color=INK, linewidth=1.2, linestyles=(0, (2, 1.5))
+                )
+            axes.text(-0.01, start - 0.8, domain, ha="left", va="center", fontweight="bold")
+            place += 1.1
+        axes.axvline(1, color=INK, linewidth=0.8)
+        axes.set_yticks(ticks, names)
+        axes.set_ylim(place - 1.2, -1.4)
+        axes.set_xlim(min(0.0, axes.get_xlim()[0]), max(1.04, axes.get_xlim()[1]))
+        axes.set_xlabel("share of the way from majority (0) to ceiling (1)")
+        axes.grid(axis="y", visible=False)
+
+    lines = sum(len(found) for _, found in rows) + 1.1 * len(rows)
+    return panel(draw, size=(SIZE[0], 0.75 + 0.22 * lines))
+
+
+def curves(coloured: Sequence[tuple[int, Configuration]]) -> list[str]:
+    """Validation figures over epochs: the mean over a configuration's runs, and from its lowest to its highest run."""
+    charts = []
+    for key, label in CURVES:
+        if not any(f"val/{key}" in row for _, c in coloured for run in c.runs for row in run.history):
+            continue
+
+        def draw(axes: Axes, key: str = key, label: str = label) -> None:
+            longest = 0
+            for place, configuration in reversed(coloured):
+                by_epoch: dict[int, list[float]] = defaultdict(list)
+                for run in configuration.runs:
+                    for row in run.history:
+                        value = number(row.get(f"val/{key}"))
+                        if value is not None and number(row.get("epoch")):
+                            by_epoch[int(row["epoch"])].append(value)
+                epochs = sorted(by_epoch)
+                values = [by_epoch[epoch] for epoch in epochs]
+                longest = max([longest, *epochs])
+                colour = colour_of(place)
+                axes.fill_between(
+                    epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0
+                )
+                axes.plot(epochs, [fmean(v) for v in values], color=colour, marker="o" if len(epochs) < 2 else None)
+            axes.set(xlabel="epoch", ylabel=label)
+            if longest <= 12:
+                axes.set_xticks(range(1, longest + 1))
+
+        charts.append(panel(draw))
+    return charts
+
+
+def slices(group: Sequence[Configuration]) -> list[str]:
+    """For each hyperparameter: score against its value, a line through configurations that are otherwise the same."""
+    keys, charts = varied(group), []
+    for key in keys:
+        alike: dict[tuple[str, ...], dict[str, Configuration]] = defaultdict(dict)
+        for configuration in group:
+            alike[tuple(setting(configuration, other) for other in keys if other != key)][
+                setting(configuration, key)
+            ] = configuration
+        lines = [line for line in alike.values() if len(line) > 1]
+        if not lines:
+            continue
+        values = sorted({value for line in lines for value in line}, key=_by_number)
+
+        def draw(axes: Axes, key: str = key, values: list[str] = values, lines: Any = lines) -> None:
+            places = dict(zip(values, _axis(axes, values), strict=True))
+            name = f"test.{group[0].score_name}"
+            others = [other for other in keys if other != key]
+            telling = [o for o in others if len({setting(next(iter(line.values())), o) for line in lines}) > 1]
+            for number_of, line in enumerate(lines):
+                colour = colour_of(number_of) if len(lines) <= len(PALETTE) else OTHER
+                first = next(iter(line.values()))
+                label = ", ".join(f"{first.labels.get(other, other)}={setting(first, other)}" for other in telling)
+                ordered = sorted(line.items(), key=lambda item: _by_number(item[0]))
+                for value, configuration in ordered:
+                    scores = [score for run in configuration.runs if (score := run.figure(name)) is not None]
+                    axes.plot([places[value]] * len(scores), scores, "o", color=colour, alpha=0.45, markersize=3)
+                means = [configuration.score.mean for _, configuration in ordered]
+                axes.plot(
+                    [places[value] for value, _ in ordered],
+                    means,
+                    color=colour,
+                    marker="D",
+                    markersize=4,
+                    linewidth=1.2,
+                    label=label,
+                )
+            axes.set(xlabel=group[0].labels.get(key, key), ylabel=f"test {group[0].score_name}")
+            if telling and len(lines) <= LEGEND:
+                axes.legend(fontsize=7, loc="best")
+
+        charts.append(panel(draw))
+    return charts
+
+
+def parallel(group: Sequence[Configuration]) -> str | None:
+    """Parallel coordinates: a line a configuration through its hyperparameters to its score, brighter for better."""
+    keys = varied(group)
+    if len(keys) < 2 or len(group) < 4:
+        return None
+    scores = [configuration.score.mean for configuration in group if configuration.score]
+    low, high = min(scores), max(scores)
+
+    def draw(axes: Axes) -> None:
+        axes.set_axis_off()
+        axes.set_xlim(-0.15, len(keys) + 0.3)
+        axes.set_ylim(-0.12, 1.12)
+        heights = {key: _heights(sorted({setting(c, key) for c in group}, key=_by_number)) for key in keys}
+        for place, key in enumerate(keys):
+            axes.vlines(place, 0, 1, color=FAINT, linewidth=1)
+            axes.text(place, 1.06, group[0].labels.get(key, key), ha="center", fontsize=8)
+            for value, height in heights[key].items():
+                behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
+                axes.text(place, height, value, ha="center", va="center", fontsize=8, bbox=behind, zorder=4)
+        axes.vlines(len(keys), 0, 1, color=FAINT, linewidth=1)
+        axes.text(len(keys), 1.06, f"test {group[0].score_name}", ha="center", fontsize=8)
+        for height, end in ((0, low), (1, high)):
+            axes.text(len(keys) + 0.04, height, f"{end:.3f}", va="center", fontsize=8)
+        for configuration, score in sorted(zip(group, scores, strict=True), key=lambda pair: pair[1]):
+            share = (score - low) / (high - low) if high > low else 1.0
+            path = [*(heights[key][setting(configuration, key)] for key in keys), share]
+            colour = to_hex(colormaps["plasma"](0.3 + 0.5 * share))
+            axes.plot(range(len(keys) + 1), path, color=colour, linewidth=1 + 1.5 * share, alpha=0.9)
+
+    return panel(draw, size=(2 * SIZE[0], SIZE[1]))
+
+
+def varied(group: Sequence[Configuration]) -> list[str]:
+    """Hyperparameters that have more than one value in a group of configurations."""
+    keys = dict.fromkeys(key for configuration in group for key in configuration.changed)
+    return [key for key in keys if len({setting(configuration, key) for configuration in group}) > 1]
+
+
+def setting(configuration: Configuration, key: str) -> str:
+    """The value of a hyperparameter: as given, else what the runs were configured with."""
+    given = configuration.changed.get(key)
+    return given if given is not None else str(configuration.runs[0].settings.get(key, "default"))
+
+
+def kind_of(configuration: Configuration) -> str:
+    """Model and levels."""
+    return configuration.model + (f", {configuration.levels} levels" if configuration.levels else "")
+
+
+def colour_of(place: int) -> str:
+    """The colour of the configuration at a place of its domain's table; grey past the last colour."""
+    return PALETTE[place] if place < len(PALETTE) else OTHER
+
+
+def _share(run: Run, accuracy: float | None) -> float | None:
+    majority, ceiling = run.figure("majority"), run.figure("ceiling")
+    if accuracy is None or majority is None or ceiling is None or ceiling <= majority:
+        return None
+    return (accuracy - majority) / (ceiling - majority)
+
+
+def _by_number(value: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(value), value
+    except ValueError:
+        return 1, 0.0, value
+
+
+def _axis(axes: Axes, values: Sequence[str]) -> Sequence[float]:
+    """Lay the values out along x: a place each, or by size where they are many numbers."""
+    numbers = [size for kind, size, _ in map(_by_number, values) if kind == 0]
+    if len(values) <= TICKS or len(numbers) < len(values):
+        axes.set_xticks(range(len(values)), values)
+        axes.set_xlim(-0.4, len(values) - 0.6)
+        return range(len(values))
+    if min(numbers) > 0 and max(numbers) > 30 * min(numbers):
+        axes.set_xscale("log")
+    return numbers
+
+
+def _heights(values: Sequence[str]) -> Mapping[str, float]:
+    return dict(zip(values, np.linspace(0.05, 0.95, len(values)).tolist() if len(values) > 1 else [0.5], strict=True))
