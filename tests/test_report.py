@@ -55,7 +55,7 @@ def add_run(folder: Path, accuracy: float | None = 0.8, *overrides: str, seed: i
         key, _, value = override.partition("=")
         group, _, name = key.partition(".")
         if name:
-            settings[group][name] = float(value)
+            settings[group][name] = float(value) if value.replace(".", "").isdigit() else value
     (folder / ".hydra" / "config.yaml").write_text(json.dumps(settings | {"seed": seed}))
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(["domain=causal", f"seed={seed}", *overrides]))
     return folder
@@ -116,6 +116,15 @@ def test_runs_of_changed_defaults_are_not_averaged(tmp_path: Path) -> None:
     changed = add_run(tmp_path / "b", 0.9, seed=1) / ".hydra" / "config.yaml"
     changed.write_text(changed.read_text().replace('"dropout": 0.1', '"dropout": 0.2'))
     assert {c.choices for c in summary_of(tmp_path).configurations} == {"dropout=0.1", "dropout=0.2"}
+
+
+def test_runs_on_other_data_are_not_compared(tmp_path: Path) -> None:
+    for number, folder in enumerate(("my/people", "my/places", "my/people domain.inference_path=my/others")):
+        paths = f"domain.path={folder}".split()
+        add_run(tmp_path / str(number), 0.8, *paths, "model.dropout=0.2", domain="triples")
+    summary = summary_of(tmp_path)
+    assert summary.domains == ["triples people", "triples people others", "triples places"]
+    assert {c.choices for c in summary.configurations} == {"dropout=0.2"}
 
 
 def test_of_a_seed_that_ran_twice_the_newer_run_counts(tmp_path: Path) -> None:

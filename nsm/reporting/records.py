@@ -20,6 +20,8 @@ from nsm.settings import flatten, hyperparameters
 MARKS = (RESULTS, HISTORY, "train.log", "error.ckpt")
 """A folder with one of these, or with Hydra's, is a run's."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DATA = ("domain.path", "domain.inference_path")
+"""Folders that a domain reads: runs on other ones answer other questions."""
 WHERE = re.compile(r"(seed|resume|domain|model|logger|hydra|hardware|launcher)$|(hardware|hydra|logger|launcher)[./]")
 """Overrides that say which experiment, where and how often, but not with which hyperparameters."""
 
@@ -33,6 +35,7 @@ class Run:
     """``completed``, ``failed``, ``interrupted``, ``unfinished`` (running, or stopped without a word), ``broken``."""
     error: str | None
     domain: str
+    """With the names of the folders that it reads, if it does."""
     model: str
     levels: int | None
     seed: int | None
@@ -100,14 +103,14 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         status=status,
         error="; ".join([*([str(error)] if error else []), *problems]) or None,
-        domain=str(results.get("domain") or choices.get("domain") or folder.parent.name),
+        domain=" ".join([str(results.get("domain") or choices.get("domain") or folder.parent.name), *_data(settings)]),
         model=str(results.get("model") or choices.get("model") or "?"),
         levels=None if levels is None else int(levels),
         seed=None if seed is None else int(seed),
         changed={
             key: value
             for key, value in pairs.items()
-            if not WHERE.match(key) and key not in ("model.levels", "domain.seed", "domain.cache_dir")
+            if not WHERE.match(key) and key not in ("model.levels", "domain.seed", "domain.cache_dir", *DATA)
         },
         settings=hyperparameters(settings),
         results=results,
@@ -164,6 +167,12 @@ def _read_yaml(path: Path, kind: type, problems: list[str]) -> Any:
     except (OSError, ValueError, yaml.YAMLError) as error:
         problems.append(f"{path.name} is damaged ({str(error).splitlines()[0]})")
         return None
+
+
+def _data(settings: dict[str, Any]) -> list[str]:
+    """Names of the folders that a run's domain reads."""
+    flat = flatten(settings)
+    return [Path(str(flat[key])).name for key in DATA if flat.get(key)]
 
 
 def _resolve(config: dict[str, Any]) -> Any:
