@@ -20,6 +20,12 @@ from tests import toy
 TEST_CONF = Path(toy.__file__).parent / "conf"
 
 
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # What runs in the background of a script ignores it, and so would every process that a test starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--live", action="store_true", help="also run what needs an account on Modal, and costs money")
 
