@@ -163,8 +163,9 @@ class TripleDataModule(LightningDataModule, ABC):
         return {"test": self.test_set, **self.extra_sets}
 
     def train_dataloader(self) -> DataLoader:
-        # What Lightning gives ``set_epoch``, but workers ask before it does. Not in the declared type.
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
+        trainer: Any = self.trainer  # whose declared type lacks the progress
+        # What Lightning gives ``set_epoch``, but workers ask before it does.
+        epoch = trainer.fit_loop.epoch_progress.current.processed if trainer else 0
         rank, world_size = self._place()
         return TrainLoader(
             self.train_set,

@@ -257,10 +257,7 @@ class OwnTriplesDataModule(TripleDataModule):
     def _datasets(self, content: Mapping[str, Any]) -> dict[str, SubgraphDataset]:
         """The splits, and what the vocabulary is, from what :meth:`_read` returns."""
         config = self.config
-        graphs = [
-            TripleGraph(**{name: _loaded(value) for name, value in graph.items()})  # type: ignore[arg-type]  # as stored
-            for graph in content["graphs"]
-        ]
+        graphs = [TripleGraph(**{name: _loaded(value) for name, value in graph.items()}) for graph in content["graphs"]]
         self.relations, self.entity_types = tuple(content["relations"]), tuple(content["entity_types"])
         self.num_levels = max(int(graph.level.max()) for graph in graphs)
         self._known = content["known"]
@@ -286,5 +283,5 @@ def _stored(value: np.ndarray | int) -> torch.Tensor | int:
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
-def _loaded(value: torch.Tensor | int) -> np.ndarray | int:
+def _loaded(value: torch.Tensor | int) -> Any:
     return value.numpy() if isinstance(value, torch.Tensor) else value

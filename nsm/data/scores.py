@@ -5,7 +5,7 @@ Shape letters: K triples.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,12 @@ def save_scores(folder: Path, triples: Mapping[str, np.ndarray], scored: Mapping
     Args:
         triples: of each set, subject, relation, object [3, K]. scored: their labels and scores.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for name in SETS:
         order = np.lexsort(triples[name])
         arrays[f"{name}_triples"] = triples[name][:, order]
         arrays[f"{name}_y"], arrays[f"{name}_score"] = scored[name].y[order], scored[name].score[order]
-    np.savez(folder / SCORES, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its flag
+    np.savez(folder / SCORES, **arrays)
 
 
 def load_scores(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Scored]]:

@@ -5,6 +5,7 @@ They know the entities that they were trained on and no others, and read nothing
 Shape letters: G samples, K true ones among them, N entities, M entities compared, D features, C logits.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ class TransEConfig(EmbeddingConfig):
         return TransEEmbedding(TransE, self, Sizes(**sizes), p_norm=2.0)
 
 
-class Embedding(nn.Module):
+class Embedding(nn.Module, ABC):
     r"""Tells true triples (s, r, o) from those with any other entity in the place of their object or subject.
 
     .. math:: -\log \frac{e^{\beta f(s, r, o)}}{\sum_{o'} e^{\beta f(s, r, o')}}
@@ -143,17 +144,17 @@ class Embedding(nn.Module):
         drawn = torch.randint(total, (most,)) if self.training else torch.arange(most) * total // most
         return torch.cat([drawn.to(answer.device), answer]).unique()
 
+    @abstractmethod
     def entities(self) -> Tensor:
         """A vector for each entity: [N, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def questions(self, subject: Tensor, relation: Tensor, object: Tensor) -> tuple[Tensor, Tensor]:
         """A vector that asks for the object and one that asks for the subject: [K, D] each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def moduli(self, subject: Tensor, relation: Tensor, object: Tensor) -> tuple[Tensor, ...]:
         """Absolute values of the embeddings that are penalised: [K, any] each."""
-        raise NotImplementedError
 
     def similarity(self, question: Tensor, entities: Tensor) -> Tensor:
         """Scores, but for a constant: [..., K, D] and [..., M, D] to [..., K, M]."""
