@@ -191,7 +191,7 @@ def test_all_three_domains_and_their_comparison(execute: Execute, kernel: Kernel
     assert pictures(done, "training") == 3
     assert "3 runs: 3 completed" in told(done, "comparison")
     for domain in plan.DOMAINS:
-        assert re.search(rf"^{domain} +nsm 2 levels", told(done, "comparison"), re.MULTILINE)
+        assert re.search(rf"^{domain} +nsm, 2 levels", told(done, "comparison"), re.MULTILINE)
     assert "<svg" in told(done, "comparison")
 
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -14,9 +13,9 @@ from omegaconf import DictConfig
 from nsm import cli, ensemble
 from nsm.config import ConfigError
 from nsm.data.protocols import auc_pr, triple_classification
-from nsm.data.scores import Scored, load_scores, save_scores
+from nsm.data.scores import load_scores
 from nsm.train import CONF, main, train
-from tests.triple_folders import make_folder, read
+from tests.triple_folders import make_folder, make_scores, read
 
 pytestmark = pytest.mark.usefixtures("process_state")
 Compose = Callable[..., DictConfig]
@@ -97,30 +96,10 @@ def test_a_command_on_bad_data_ends_in_one_message(
         root.handlers, root.level = handlers, level
 
 
-def scores(folder: Path, noise: float, seed: int, *, size: int = 300) -> Path:
-    """A run's scores: the truth with noise on it, in an order of its own."""
-    rng = np.random.default_rng(0)
-    triples = {
-        name: np.stack([np.arange(size), rng.integers(0, 3, size), rng.integers(0, 9, size)])
-        for name in ("val", "test")
-    }
-    truth = {name: rng.integers(0, 2, size) for name in triples}
-    rng = np.random.default_rng(seed)
-    scored = {}
-    for name, y in truth.items():
-        order = rng.permutation(size)
-        triples[name] = triples[name][:, order]
-        values = 100**seed * (y[order] + noise * rng.normal(size=size))
-        scored[name] = Scored(triples[name][1], y[order], values)
-    folder.mkdir()
-    save_scores(folder, triples, scored)
-    return folder
-
-
 def test_the_average_of_two_is_better_than_each_whatever_their_scales(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [scores(tmp_path / "a", 0.7, 0), scores(tmp_path / "b", 0.7, 1)]
+    runs = [make_scores(tmp_path / "a", 0.7, seed=0), make_scores(tmp_path / "b", 0.7, seed=1)]
     alone = [ensemble.figures(ensemble.average([run])) for run in runs]
     together = ensemble.figures(ensemble.average(runs))
     for name in ensemble.FIGURES:
@@ -132,7 +111,7 @@ def test_the_average_of_two_is_better_than_each_whatever_their_scales(
 
 
 def test_runs_on_other_triples_are_not_averaged(tmp_path: Path) -> None:
-    runs = [scores(tmp_path / "a", 1.0, 0), scores(tmp_path / "b", 1.0, 1, size=200)]
+    runs = [make_scores(tmp_path / "a", 1.0, seed=0), make_scores(tmp_path / "b", 1.0, seed=1, size=200)]
     with pytest.raises(SystemExit, match="was asked about other triples"):
         ensemble.main([str(run) for run in runs])
     with pytest.raises(SystemExit, match=r"nowhere.scores\.npz"):

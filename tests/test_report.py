@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -327,11 +328,10 @@ def test_watching_shows_what_a_running_sweep_adds(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
         try:
-            for number in range(2):
+            for number, expected in enumerate(("1 run: 1 completed", "2 runs: 2 completed")):
                 add_run(tmp_path / str(number), 0.8, seed=number)
-                for line in process.stdout:
-                    if line.startswith(f"{number + 1} runs: {number + 1} completed"):
-                        break
+                lines = itertools.islice(process.stdout, 1000)
+                assert any(line.startswith(expected) for line in lines)
             process.send_signal(signal.SIGINT)
             process.stdout.read()
             assert process.wait(timeout=60) == 0

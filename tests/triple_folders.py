@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nsm.data.scores import Scored, save_scores
+
 Names = tuple[str, str, str]
 
 
@@ -59,3 +61,25 @@ def make_folder(
 def read(path: Path) -> list[Names]:
     lines = path.read_text(encoding="utf-8").splitlines()
     return [tuple(line.split("\t")) for line in lines]  # type: ignore[misc]  # three columns each
+
+
+def make_scores(folder: Path, noise: float, *, seed: int, size: int = 300, test_noise: float | None = None) -> Path:
+    """A run's scores: the truth, the same for every seed, with noise on it; scale and order are each seed's own."""
+    rng = np.random.default_rng(0)
+    triples = {
+        name: np.stack([np.arange(size), rng.integers(0, 3, size), rng.integers(0, 9, size)])
+        for name in ("val", "test")
+    }
+    truth = {name: rng.integers(0, 2, size) for name in triples}
+    rng = np.random.default_rng(seed)
+    scored = {}
+    for name, y in truth.items():
+        order = rng.permutation(size)
+        triples[name] = triples[name][:, order]
+        spread = noise if name == "val" or test_noise is None else test_noise
+        scored[name] = Scored(
+            triples[name][1], y[order], 100.0 ** (seed % 3) * (y[order] + spread * rng.normal(size=size))
+        )
+    folder.mkdir(exist_ok=True)
+    save_scores(folder, triples, scored)
+    return folder

@@ -3,11 +3,14 @@
 Shape letters: K triples.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from nsm.storage import DamagedError, write_whole
 
 SCORES = "scores.npz"
 SETS = ("val", "test")
@@ -32,7 +35,9 @@ def save_scores(folder: Path, triples: Mapping[str, np.ndarray], scored: Mapping
         order = np.lexsort(triples[name])
         arrays[f"{name}_triples"] = triples[name][:, order]
         arrays[f"{name}_y"], arrays[f"{name}_score"] = scored[name].y[order], scored[name].score[order]
-    np.savez(folder / SCORES, **arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(folder / SCORES, buffer.getvalue())
 
 
 def load_scores(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Scored]]:
@@ -40,7 +45,15 @@ def load_scores(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Scored]]
 
     Raises:
         FileNotFoundError: if the run has left none.
+        DamagedError: if the file does not hold them.
     """
-    with np.load(folder / SCORES) as stored:
-        triples = {name: stored[f"{name}_triples"] for name in SETS}
-        return triples, {name: Scored(triples[name][1], stored[f"{name}_y"], stored[f"{name}_score"]) for name in SETS}
+    path = folder / SCORES
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with np.load(content) as stored:
+            triples = {name: stored[f"{name}_triples"] for name in SETS}
+            return triples, {
+                name: Scored(triples[name][1], stored[f"{name}_y"], stored[f"{name}_score"]) for name in SETS
+            }
+    except Exception as error:  # bytes that mean nothing make NumPy raise nearly anything
+        raise DamagedError(f"{path} is damaged ({error}); the run's command with resume=never makes it anew") from error

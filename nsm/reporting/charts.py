@@ -14,8 +14,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from nsm.figures import FAINT, INK, OTHER, PALETTE, STYLE
+from nsm.reporting.configuration import Configuration
 from nsm.reporting.records import Run, number
-from nsm.reporting.summary import Configuration, Summary
+from nsm.reporting.summary import Summary
 
 PAPER = "#fefefe"
 """Colour of what lies behind."""
@@ -60,25 +61,28 @@ def panel(draw: Callable[[Axes], None], *, size: tuple[float, float] = SIZE) -> 
 
 
 def comparison(summary: Summary) -> str | None:
-    """How far each domain's best configuration of each model comes on the way from majority (0) to ceiling (1)."""
+    """How far each domain's best configuration of each model comes on the way from majority (0) to ceiling (1).
+
+    Where no ceiling is known, as with triples of one's own, 1 stands for it.
+    """
     rows: list[tuple[str, list[Configuration]]] = []
     for domain in summary.domains:
-        best: dict[tuple[str, int | None], Configuration] = {}
+        best: dict[str, Configuration] = {}
         for configuration in summary.of(domain):
-            if configuration.spread("majority") and configuration.spread("ceiling") and configuration.score:
-                best.setdefault((configuration.model, configuration.levels), configuration)
+            if configuration.spread("majority") and configuration.spread("test.accuracy"):
+                best.setdefault(configuration.kind, configuration)
         if best:
             rows.append((domain, list(best.values())))
     if not rows:
         return None
-    kinds = list(dict.fromkeys((c.model, c.levels) for _, found in rows for c in found))
+    kinds = list(dict.fromkeys(configuration.kind for _, found in rows for configuration in found))
 
     def draw(axes: Axes) -> None:
         ticks, names, place = [], [], 0.0
         for domain, found in rows:
             start = place
             for configuration in found:
-                colour = colour_of(kinds.index((configuration.model, configuration.levels)))
+                colour = colour_of(kinds.index(configuration.kind))
                 shares = [
                     share
                     for run in configuration.runs
@@ -89,7 +93,7 @@ def comparison(summary: Summary) -> str | None:
                 )
                 axes.plot(shares, [place] * len(shares), "o", color=INK, markersize=2.5)
                 ticks.append(place)
-                names.append(kind_of(configuration))
+                names.append(configuration.kind)
                 place += 1
             shortcuts = [
                 share
@@ -100,7 +104,8 @@ def comparison(summary: Summary) -> str | None:
                 axes.vlines(
                     fmean(shortcuts), start - 0.5, place - 0.5, color=INK, linewidth=1.2, linestyles=(0, (2, 1.5))
                 )
-            axes.text(-0.01, start - 0.8, domain, ha="left", va="center", fontweight="bold")
+            unknown = "" if any(c.spread("ceiling") for c in found) else " (no known ceiling: 1)"
+            axes.text(-0.01, start - 0.8, domain + unknown, ha="left", va="center", fontweight="bold")
             place += 1.1
         axes.axvline(1, color=INK, linewidth=0.8)
         axes.set_yticks(ticks, names)
@@ -234,19 +239,14 @@ def setting(configuration: Configuration, key: str) -> str:
     return given if given is not None else str(configuration.runs[0].settings.get(key, "default"))
 
 
-def kind_of(configuration: Configuration) -> str:
-    """Model and levels."""
-    return configuration.model + (f", {configuration.levels} levels" if configuration.levels else "")
-
-
 def colour_of(place: int) -> str:
     """The colour of the configuration at a place of its domain's table; grey past the last colour."""
     return PALETTE[place] if place < len(PALETTE) else OTHER
 
 
 def _share(run: Run, accuracy: float | None) -> float | None:
-    majority, ceiling = run.figure("majority"), run.figure("ceiling")
-    if accuracy is None or majority is None or ceiling is None or ceiling <= majority:
+    majority, ceiling = run.figure("majority"), run.figure("ceiling") or 1.0
+    if accuracy is None or majority is None or ceiling <= majority:
         return None
     return (accuracy - majority) / (ceiling - majority)
 

@@ -13,8 +13,9 @@ from markupsafe import Markup
 from nsm import figures
 from nsm.figures import PALETTE
 from nsm.reporting import charts, text
+from nsm.reporting.configuration import Configuration, Spread, spread
 from nsm.reporting.records import Run, age
-from nsm.reporting.summary import Configuration, Spread, Summary, spread
+from nsm.reporting.summary import Summary
 
 COLOURED = len(PALETTE)
 """Configurations of a domain that have a colour, curves and a confusion matrix of their own: the best ones."""
@@ -49,6 +50,7 @@ def render(summary: Summary, *, folders: Sequence[Path], refresh: float | None =
     environment.filters |= {
         "pm": text.plus_minus,
         "whole": text.whole,
+        "counted": text.counted,
         "money": text.money,
         "age": age,
         "id": id,
@@ -75,7 +77,6 @@ def render(summary: Summary, *, folders: Sequence[Path], refresh: float | None =
         levels=_levels(summary),
         unsuccessful=sorted((run for run in summary.runs if run.status != "completed"), key=lambda run: run.status),
         runs=summary.runs,
-        kind=charts.kind_of,
         link=lambda run: _link(run, base),
     )
 
@@ -84,7 +85,8 @@ def _domain(summary: Summary, domain: str) -> dict[str, Any]:
     """What the page shows of one domain."""
     mine = summary.of(domain)
     scored = [configuration for configuration in mine if configuration.score]
-    coloured = list(enumerate(scored[:COLOURED]))
+    trained = [configuration for configuration in scored if not configuration.members]
+    coloured = list(enumerate(trained[:COLOURED]))
     metrics = text.test_figures(scored)
     return {
         "name": domain,
@@ -95,6 +97,7 @@ def _domain(summary: Summary, domain: str) -> dict[str, Any]:
         "strips": _strips(scored),
         "curves": [Markup(chart) for chart in charts.curves(coloured)],
         "coloured": [configuration for _, configuration in coloured],
+        "trained": len(trained),
         "confusions": [shares for configuration in scored[:COLOURED] if (shares := _confusion(configuration))],
         "sweeps": _sweeps(scored),
         "metrics": metrics,
@@ -157,7 +160,7 @@ def _sweeps(scored: Sequence[Configuration]) -> list[dict[str, Any]]:
         if parallel or slices:
             sweeps.append(
                 {
-                    "name": charts.kind_of(group[0]),
+                    "name": group[0].kind,
                     "parallel": _safe(parallel),
                     "slices": [Markup(chart) for chart in slices],
                     "configurations": len(group),

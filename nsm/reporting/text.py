@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nsm.reporting.configuration import Configuration, Spread, spread
 from nsm.reporting.records import Run, age
-from nsm.reporting.summary import Configuration, Spread, Summary, spread
+from nsm.reporting.summary import Summary
 
 HEADER = (
     "domain",
@@ -40,7 +41,8 @@ def table(summary: Summary) -> str:
     counts = Counter(run.status for run in summary.runs)
     lines += [
         "",
-        f"{len(summary.runs)} runs: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()),
+        f"{counted(len(summary.runs), 'run')}: "
+        + ", ".join(f"{count} {status}" for status, count in counts.most_common()),
     ]
     repeated = sum(len(configuration.repeated) for configuration in summary.configurations)
     if repeated:
@@ -78,7 +80,7 @@ def markdown(summary: Summary, metrics: Sequence[str]) -> str:
             cells += [whole(configuration.spread("parameters")), whole(configuration.spread("seconds"))]
             lines.append("| " + " | ".join(cells) + " |")
         collapsed = sum(configuration.collapsed for configuration in mine)
-        total = sum(len(configuration.runs) for configuration in mine)
+        total = sum(len(configuration.runs) for configuration in mine if not configuration.members)
         lines += ["", f"To judge by: {', '.join(judges(mine))}. Collapsed runs: {collapsed} of {total}."]
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
@@ -144,6 +146,11 @@ def plus_minus(figure: Spread | None, digits: int = 3) -> str:
     return re.sub(r"\b0\.", ".", f"{figure.mean:.{digits}f}{deviation}")
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def whole(figure: Spread | None) -> str:
     """The mean without decimals."""
     return "-" if figure is None else f"{figure.mean:,.0f}"
@@ -157,10 +164,9 @@ def money(amount: float | None) -> str:
 def _cells(configuration: Configuration) -> tuple[str, ...]:
     shortcut = configuration.best_shortcut
     wins = f"{sum(margin > 0 for margin in configuration.margins)}/{len(configuration.margins)}"
-    levels = f" {configuration.levels} levels" if configuration.levels else ""
     return (
         configuration.domain,
-        configuration.model + levels,
+        configuration.kind,
         ",".join(map(str, configuration.seeds)) or f"none of {len(configuration.unsuccessful)}",
         plus_minus(configuration.score) + (" r2" if configuration.score_name == "r2" else ""),
         f"{plus_minus(shortcut[1])} {shortcut[0]}" if shortcut else "-",
