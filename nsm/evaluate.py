@@ -23,8 +23,8 @@ from torch import Tensor
 from nsm import figures, runs
 from nsm.config import ConfigError, check
 from nsm.data.triples import TripleDataset
+from nsm.predictions import RESAMPLES, domain_figures, score_set, worst_mistakes
 from nsm.restore import ELSEWHERE, Restored, restore
-from nsm.scores import RESAMPLES, domain_figures, score_set, worst_mistakes
 
 SPLITS = ("test", "val", "train")
 MISTAKES = 10

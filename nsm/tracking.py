@@ -17,8 +17,8 @@ from torch_geometric.data import Batch
 from nsm import drawings, figures
 from nsm.config import LoggerConfig, check
 from nsm.files import PROGRESS
+from nsm.predictions import calibration_bins, confusion_counts
 from nsm.runs import headline, peak_memory_bytes, write_json
-from nsm.scores import calibration_bins, confusion_counts
 from nsm.settings import hyperparameters
 
 

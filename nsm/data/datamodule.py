@@ -112,28 +112,31 @@ class TripleDataModule(LightningDataModule, ABC):
         return {"relation": Grouping(dataset.column("query_type"), self.relations)}
 
     def prepare_data(self) -> None:
-        """Generate the data and audit its shortcuts, unless a sound copy is cached."""
+        """Generate the data and audit its shortcuts, unless a sound copy is cached, or they are laid out already."""
+        if self._content is not None or hasattr(self, "train_set"):
+            return
         self._content = cache.load_or_make(Path(self.config.cache_dir), self.name, self._description(), self._make)
 
     def setup(self, stage: str | None = None) -> None:
         """Lay out the splits and apply the control, if one is asked for."""
         if hasattr(self, "train_set"):
             return
-        if self._content is None:
-            self.prepare_data()
+        self.prepare_data()
         assert self._content is not None
-        sets = {
-            name: TripleDataset(stored["columns"], stored["slices"]) for name, stored in self._content["sets"].items()
-        }
+        content, self._content = self._content, None
+        sets = self._sets(content)
         # Under a control they would be those of other data.
-        self.shortcuts = dict(self._content["shortcuts"]) if self.config.control == "none" else {}
-        self.majority = float(self._content["majority"])
+        self.shortcuts = dict(content["shortcuts"]) if self.config.control == "none" else {}
+        self.majority = float(content["majority"])
         if self.config.control != "none":
             rng = np.random.default_rng([self.config.seed, 1])
             sets = {name: _control(dataset, self.config.control, rng, name) for name, dataset in sets.items()}
         self.train_set, self.val_set, self.test_set = sets.pop("train"), sets.pop("val"), sets.pop("test")
         self.extra_sets = sets
-        self._content = None
+
+    def _sets(self, content: Mapping[str, Any]) -> dict[str, TripleDataset]:
+        """Splits and further test sets by name, from what :meth:`_make` returned."""
+        return {name: TripleDataset(stored["columns"], stored["slices"]) for name, stored in content["sets"].items()}
 
     def check_disjoint(self) -> None:
         """Prove that no patient, problem or world of one split occurs in another, nor one of training in any test set.
@@ -226,8 +229,8 @@ def _control(dataset: TripleDataset, control: str, rng: np.random.Generator, nam
     columns = dataset.columns
     if control == "shuffled_labels":
         if name == "train":
-            columns["y"] = columns["y"][torch.as_tensor(rng.permutation(len(dataset)))]
-        return TripleDataset(columns, dataset.slices)
+            columns["y"].copy_(columns["y"][torch.as_tensor(rng.permutation(len(dataset)))])
+        return dataset
     sizes = torch.diff(dataset.slices["x"]).repeat_interleave(torch.diff(dataset.slices["edge_index"]))
     columns["edge_index"] = torch.as_tensor(rng.random((2, len(sizes)))).mul(sizes).long()
     return TripleDataset(columns, dataset.slices)

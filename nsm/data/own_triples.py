@@ -103,27 +103,11 @@ class OwnTriplesDataModule(TripleDataModule):
         """The candidates of each split, false ones included."""
         return dict(self._datasets(self._read(rng)))
 
-    def setup(self, stage: str | None = None) -> None:
-        """Lay out graph and splits."""
-        if hasattr(self, "train_set"):
-            return
-        if self._content is None:
-            self.prepare_data()
-        assert self._content is not None
-        content, self._content = self._content, None
-        sets = self._datasets(content)
-        self.shortcuts = dict(content["shortcuts"]) if self.config.control == "none" else {}
-        self.majority = float(content["majority"])
-        if self.config.control == "shuffled_labels":
-            rng = np.random.default_rng([self.config.seed, 1])
-            y = sets["train"].columns["y"]
-            y.copy_(y[torch.as_tensor(rng.permutation(len(y)))])
-        self.train_set, self.val_set, self.test_set = (sets[name] for name in SPLITS)
-        self.extra_sets = {}
-        self.dropped = dict(content["dropped"])
-        if self.dropped:
-            counted = ", ".join(f"{count} {kind}" for kind, count in sorted(self.dropped.items()))
+    def _sets(self, content: Mapping[str, Any]) -> dict[str, TripleDataset]:
+        if content["dropped"]:
+            counted = ", ".join(f"{count} {kind}" for kind, count in sorted(content["dropped"].items()))
             log.warning("lines dropped (domain.strict=false): %s", counted)
+        return dict(self._datasets(content))
 
     def evaluate(self, score: Score, folder: Path) -> dict[str, float]:
         """The protocols asked for; scores of validation and test candidates go into ``scores.npz``."""
