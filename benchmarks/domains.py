@@ -22,7 +22,7 @@ from nsm import callbacks
 from nsm.config import Config, ConfigError, read_config
 from nsm.data.datamodule import TripleDataModule
 from nsm.interrupts import Interrupts
-from nsm.module import NSMModule, build_module
+from nsm.module import NSMModule, build_module, epochs_and_steps
 from nsm.tracking import build_loggers
 from nsm.train import CONF, build_datamodule, build_trainer, prepare_process
 
@@ -76,7 +76,9 @@ def measure_training(config: Config, module: NSMModule, datamodule: TripleDataMo
     with tempfile.TemporaryDirectory() as folder, undisturbed():
         with redirect_stderr(io.StringIO()):  # which is no terminal and gets no progress bar
             loggers = build_loggers(config.logger, Path(folder))
-            trainer = build_trainer(config, Path(folder), callbacks.History(Path(folder)), loggers, Interrupts())
+            epochs, _ = epochs_and_steps(config.schedule, datamodule)
+            history = callbacks.History(Path(folder))
+            trainer = build_trainer(config, epochs, Path(folder), history, loggers, Interrupts())
         meter.fit(trainer, module, datamodule)
     steps = meter.steps
     shares = {part: statistics.median(step.parts[part] / step.watched for step in steps) for part in PARTS}

@@ -85,7 +85,8 @@ class DomainDefaults:
     """Of the hierarchy, before its first pooling."""
     flat_layers: int = 7
     """Of the flat baseline, so that it has about as many parameters (2 to 8 % fewer) as the hierarchy of two levels."""
-    epochs: int = 100
+    epochs: int | None = 100
+    steps: int = 1000
     epoch_seconds: float | None = None
     """Of a run with the defaults on one busy CPU thread, data and test included; for estimates of what a run will cost.
     A GPU has not been measured."""
@@ -167,7 +168,10 @@ class PlateauConfig:
 class ScheduleConfig:
     """How long and how fast to learn."""
 
-    max_epochs: int = 100
+    max_epochs: int | None = 100
+    """Null for as many as ``steps`` take, whose number depends on how much data there is."""
+    steps: int = 1000
+    """Where ``max_epochs`` is null: so many steps at least, in whole epochs."""
     batch_size: int = 64
     """Graphs in a training batch."""
     accumulate_batches: int = 1
@@ -196,8 +200,10 @@ class ScheduleConfig:
     """Batches that the structure-only decoder learns from, after training."""
 
     def __post_init__(self) -> None:
-        for key in ("max_epochs", "batch_size", "accumulate_batches", "checkpoint_every_epochs", "probe_steps"):
+        for key in ("steps", "batch_size", "accumulate_batches", "checkpoint_every_epochs", "probe_steps"):
             check(getattr(self, key) >= 1, f"schedule.{key}", getattr(self, key), "at least 1")
+        epochs = self.max_epochs
+        check(epochs is None or epochs >= 1, "schedule.max_epochs", epochs, "at least 1, or null for schedule.steps")
         check(self.optimizer in ("adam", "adamw"), "schedule.optimizer", self.optimizer, "adam or adamw")
         check(self.learning_rate > 0, "schedule.learning_rate", self.learning_rate, "above 0")
         check(self.weight_decay >= 0, "schedule.weight_decay", self.weight_decay, "0 or more")
@@ -364,8 +370,8 @@ def read_config(composed: DictConfig) -> Config:
 
 def expected_seconds(composed: DictConfig) -> float | None:
     """How long a run will take at most, by its domain's ``epoch_seconds``; None where that is not known."""
-    seconds = composed.domain_defaults.epoch_seconds
-    return None if seconds is None else seconds * composed.schedule.max_epochs
+    seconds, epochs = composed.domain_defaults.epoch_seconds, composed.schedule.max_epochs
+    return None if seconds is None or epochs is None else seconds * epochs
 
 
 def _check_keys(composed: DictConfig, config: Any, prefix: str) -> None:

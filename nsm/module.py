@@ -338,17 +338,23 @@ def build_module(config: Config, datamodule: Any, hparams: dict[str, Any]) -> NS
     if weights == "balanced":
         counts = torch.bincount(datamodule.train_set.column("y"), minlength=2)
         weights = (counts.sum() / (2 * counts.clamp(min=1))).tolist()
-    schedule = config.schedule
-    # Not Lightning's own estimate: it starts the loader before a continued run knows its epoch.
-    batches = min(len(datamodule.train_dataloader()), schedule.limit_batches or sys.maxsize)
+    epochs, steps = epochs_and_steps(config.schedule, datamodule)
     return NSMModule(
         model,
         task=config.task,
-        schedule=schedule,
-        total_steps=schedule.max_epochs * math.ceil(batches / schedule.accumulate_batches),
+        schedule=config.schedule,
+        total_steps=epochs * steps,
         cycle_weight=getattr(config.model, "cycle_weight", 0.0),
         seed=config.seed,
         class_weights=weights,
         test_sets=list(datamodule.test_sets),
         hparams=hparams,
     )
+
+
+def epochs_and_steps(schedule: ScheduleConfig, datamodule: Any) -> tuple[int, int]:
+    """Epochs at most, and optimiser steps in each of them."""
+    # Not Lightning's own estimate: it starts the loader before a continued run knows its epoch.
+    batches = min(len(datamodule.train_dataloader()), schedule.limit_batches or sys.maxsize)
+    steps = math.ceil(batches / schedule.accumulate_batches)
+    return schedule.max_epochs or math.ceil(schedule.steps / steps), steps

@@ -25,7 +25,7 @@ from nsm.config import Config, check, read_config, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
 from nsm.failures import RunError, explained, explaining
 from nsm.interrupts import Interrupts
-from nsm.module import NSMModule, build_module
+from nsm.module import NSMModule, build_module, epochs_and_steps
 from nsm.probe import structure_only_error
 
 log = logging.getLogger(__name__)
@@ -77,13 +77,14 @@ def train(composed: DictConfig, folder: Path) -> float:
             module = build_module(config, datamodule, settings)
             past.check_fits(module)
             loggers = tracking.build_loggers(config.logger, folder)
-            trainer = build_trainer(config, folder, history, loggers, interrupts)
+            epochs, _ = epochs_and_steps(config.schedule, datamodule)
+            trainer = build_trainer(config, epochs, folder, history, loggers, interrupts)
             with interrupts.patiently():
                 trainer.fit(module, datamodule=datamodule, ckpt_path=past.checkpoint, weights_only=True)
             if config.hardware.devices > 1:
                 devices.part()
                 alone = dataclasses.replace(config, hardware=dataclasses.replace(config.hardware, devices=1))
-                trainer = build_trainer(alone, folder, history, loggers, interrupts)
+                trainer = build_trainer(alone, epochs, folder, history, loggers, interrupts)
             module.restore(checkpoints.load(folder / checkpoints.BEST))
             trainer.test(module, datamodule=datamodule, verbose=False)
             parameters = sum(parameter.numel() for parameter in module.model.parameters())
@@ -101,7 +102,8 @@ def follow(composed: DictConfig, config: Config, settings: Any, folder: Path, in
     devices.be_silent()
     datamodule = build_datamodule(composed, config)
     module = build_module(config, datamodule, settings)
-    trainer = build_trainer(config, folder, callbacks.History(folder), [], interrupts)
+    epochs, _ = epochs_and_steps(config.schedule, datamodule)
+    trainer = build_trainer(config, epochs, folder, callbacks.History(folder), [], interrupts)
     checkpoint = resume.look(folder, settings).checkpoint
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     devices.part()
@@ -175,6 +177,7 @@ def build_datamodule(composed: DictConfig, config: Config) -> TripleDataModule:
 
 def build_trainer(
     config: Config,
+    epochs: int,
     folder: Path,
     history: callbacks.History,
     loggers: list[Logger],
@@ -207,7 +210,7 @@ def build_trainer(
         use_distributed_sampler=False,  # the loaders give every device its part
         precision=hardware.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked
         deterministic=not on_gpu,
-        max_epochs=schedule.max_epochs,
+        max_epochs=epochs,
         gradient_clip_val=schedule.gradient_clip,
         accumulate_grad_batches=schedule.accumulate_batches,
         limit_train_batches=schedule.limit_batches,

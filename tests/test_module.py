@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from nsm import train as training
 from nsm.config import Config, PlateauConfig, ScheduleConfig, TaskConfig, TemperatureConfig, read_config
-from nsm.module import NSMModule, build_module
+from nsm.module import NSMModule, build_module, epochs_and_steps
 from tests.toy import Tiny, ToyDataModule
 
 
@@ -81,6 +81,33 @@ def test_logged_loss_weighs_each_sample_once(built: Callable[..., Any]) -> None:
     everything = datamodule.val_set.__getitems__(list(range(len(datamodule.val_set))))
     loss = module.eval().task_loss(module.model(everything).logits, everything.y).detach()
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["schedule.max_epochs=3"], (3, 7)),
+        (["schedule.max_epochs=null", "schedule.steps=15"], (3, 7)),
+        (["schedule.max_epochs=null", "schedule.steps=14"], (2, 7)),
+        (["schedule.max_epochs=null", "schedule.steps=1"], (1, 7)),
+        (["schedule.max_epochs=null", "schedule.steps=15", "schedule.accumulate_batches=3"], (5, 3)),
+        (["schedule.max_epochs=null", "schedule.steps=15", "schedule.limit_batches=2"], (8, 2)),
+    ],
+)
+def test_epochs_are_as_many_as_the_steps_take(
+    built: Callable[..., Any], given: list[str], expected: tuple[int, int]
+) -> None:
+    config, datamodule, module = built("schedule.batch_size=20", "schedule.limit_batches=null", *given)
+    assert epochs_and_steps(config.schedule, datamodule) == expected
+    epochs, steps = expected
+    trainer = fit(
+        module,
+        datamodule,
+        max_epochs=epochs,
+        accumulate_grad_batches=config.schedule.accumulate_batches,
+        limit_train_batches=config.schedule.limit_batches,
+    )
+    assert trainer.global_step == epochs * steps
 
 
 def test_accumulated_batches_step_as_one(built: Callable[..., Any]) -> None:

@@ -38,8 +38,9 @@ class PlannedRun:
 
     def __str__(self) -> str:
         schedule = self.config.schedule
-        epochs = f"{schedule.max_epochs} epochs at most, batches of {schedule.batch_size}"
-        return f"{self.model}, {epochs}, seed {self.config.seed}, {self.config.hardware.device}, into {self.folder}"
+        length = f"{schedule.steps} steps" if schedule.max_epochs is None else f"{schedule.max_epochs} epochs"
+        length += f" at most, batches of {schedule.batch_size}"
+        return f"{self.model}, {length}, seed {self.config.seed}, {self.config.hardware.device}, into {self.folder}"
 
 
 @dataclass(frozen=True)
