@@ -24,6 +24,7 @@ from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.regression import MeanSquaredError
 
 from nsm.config import Config, ScheduleConfig, TaskConfig
+from nsm.data.datamodule import Scorer
 from nsm.failures import RunError
 from nsm.metrics import SampleMean, UnexplainedVariance, log_odds, positive_probability, prediction_metrics
 from nsm.models.encoder import ModelOutput
@@ -99,10 +100,19 @@ class NSMModule(LightningModule):
         """Predictions [G] of logits [G, C]."""
         return logits[:, 0].float() if self.task.type == "regression" else positive_probability(logits)
 
+    @property
+    def scorer(self) -> Scorer:
+        """What the model says of samples, and at once of all entities if it can."""
+        return Scorer(self._score, self._score_entities if hasattr(self.model, "score_entities") else None)
+
     @torch.inference_mode()
-    def score(self, batch: Batch) -> Tensor:
-        """Log-odds [G] of y = 1, on the CPU."""
+    def _score(self, batch: Batch) -> Tensor:
         return log_odds(self.model(batch.to(self.device), temperature=self.temperature).logits).cpu()
+
+    @torch.inference_mode()
+    def _score_entities(self, *question: Tensor) -> Tensor:
+        scores: Tensor = self.model.score_entities(*(part.to(self.device) for part in question))
+        return scores
 
     def target(self, batch: Batch) -> Tensor:
         """What is to be predicted: labels, or numbers where the task is regression: [G]."""

@@ -247,7 +247,7 @@ def test_results(
         )
     if config.task.type != "regression":
         test |= datamodule.metrics({name: torch.cat(parts) for name, parts in module.predictions.items()})
-        test |= datamodule.evaluate(module.to(config.hardware.device).eval().score, folder)
+        test |= datamodule.evaluate(module.to(config.hardware.device).eval().scorer, folder)
     return test
 
 

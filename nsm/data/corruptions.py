@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nsm.data.subgraphs import NONE, TripleGraph
+from nsm.data.subgraphs import NONE, TripleGraph, ranges
 
 ROUNDS = 50
 """Times that a corruption is drawn anew while it comes out true."""
@@ -33,6 +33,7 @@ class KnownTriples:
     def __init__(self, subject: np.ndarray, relation: np.ndarray, object: np.ndarray, num_entities: int) -> None:
         self.num_entities, self.num_relations = num_entities, int(relation.max(initial=0)) + 1
         self._keys = np.sort(self._key(subject, relation, object))
+        self._from_object = np.sort(self._key(object, relation, subject))
 
     def contains(self, subject: np.ndarray, relation: np.ndarray, object: np.ndarray) -> np.ndarray:
         """Whether each triple is known to be true: [K]."""
@@ -40,6 +41,22 @@ class KnownTriples:
         position = np.searchsorted(self._keys, key)
         position[position == len(self._keys)] = 0
         return (self._keys[position] == key) & (relation < self.num_relations)
+
+    def answers(self, given: np.ndarray, relation: np.ndarray, at_object: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every entity that is known to be right as the other end: number of the question, and the entity.
+
+        Args:
+            given: [Q] the end that is known. at_object: [Q] whether the object is asked for.
+        """
+        start = self._key(given, relation, np.zeros_like(given))
+        rows, entities = [], []
+        for keys, asked in ((self._keys, at_object), (self._from_object, ~at_object)):
+            number = np.flatnonzero(asked & (relation < self.num_relations))
+            first = start[number]
+            found, place = ranges(np.searchsorted(keys, first), np.searchsorted(keys, first + self.num_entities))
+            rows.append(number[found])
+            entities.append(keys[place] - first[found])
+        return np.concatenate(rows), np.concatenate(entities)
 
     def _key(self, subject: np.ndarray, relation: np.ndarray, object: np.ndarray) -> np.ndarray:
         return (subject * self.num_relations + relation) * self.num_entities + object

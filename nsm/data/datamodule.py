@@ -32,6 +32,16 @@ class Grouping(NamedTuple):
     names: tuple[str, ...]
 
 
+class Scorer(NamedTuple):
+    """What a trained model says of samples, as log-odds of y = 1 or anything else that grows with them."""
+
+    samples: Callable[[Batch], Tensor]
+    """Scores [G] of a batch of samples, on the CPU."""
+    entities: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """Scores of every entity as the other end of questions: [Q] the given end, [Q] the relation and [Q] whether the
+    object is asked for, to [Q, N]; where a model has a shorter way to them than sample by sample."""
+
+
 class TripleDataModule(LightningDataModule, ABC):
     """Samples of one domain with a known truth.
 
@@ -97,8 +107,8 @@ class TripleDataModule(LightningDataModule, ABC):
         """The domain's own test figures from P(y = 1) of every sample, in order, of ``test`` and each extra set."""
         return {}
 
-    def evaluate(self, score: Callable[[Batch], Tensor], folder: Path) -> dict[str, float]:
-        """Further test figures that need the model itself, as its score [G] (log-odds) of a batch of samples.
+    def evaluate(self, scorer: Scorer, folder: Path) -> dict[str, float]:
+        """Further test figures that need the model itself.
 
         Args:
             folder: of the run, for what is worth keeping.

@@ -17,9 +17,9 @@ import torch
 from nsm.config import DomainConfig, check
 from nsm.data import triple_shortcuts
 from nsm.data.corruptions import KnownTriples, corrupt
-from nsm.data.datamodule import TripleDataModule
+from nsm.data.datamodule import Scorer, TripleDataModule
 from nsm.data.protocols import PROTOCOLS, auc_pr, triple_classification
-from nsm.data.ranking import Ranker, Score
+from nsm.data.ranking import Ranker
 from nsm.data.scores import Scored, save_scores
 from nsm.data.shortcuts import majority
 from nsm.data.subgraph_dataset import SubgraphDataset
@@ -109,11 +109,11 @@ class OwnTriplesDataModule(TripleDataModule):
             log.warning("lines dropped (domain.strict=false): %s", counted)
         return dict(self._datasets(content))
 
-    def evaluate(self, score: Score, folder: Path) -> dict[str, float]:
+    def evaluate(self, scorer: Scorer, folder: Path) -> dict[str, float]:
         """The protocols asked for; scores of validation and test candidates go into ``scores.npz``."""
         config = self.config
         datasets = {"val": self.val_set, "test": self.test_set}
-        scored = {name: self._scored(dataset, score) for name, dataset in datasets.items()}
+        scored = {name: self._scored(dataset, scorer) for name, dataset in datasets.items()}
         save_scores(folder, {name: _triples(dataset.columns).numpy() for name, dataset in datasets.items()}, scored)
         figures: dict[str, float] = {}
         if "triple_classification" in config.protocols:
@@ -122,17 +122,17 @@ class OwnTriplesDataModule(TripleDataModule):
             figures |= auc_pr(scored["test"])
         rankings = [name for name in config.protocols if name.endswith("ranking")]
         if rankings:
-            ranker = self._ranker(score, folder)
+            ranker = self._ranker(scorer, folder)
             fingerprint = scored["test"].score.tobytes()
             for name in rankings:
                 figures |= getattr(ranker, name)(fingerprint)
         return figures
 
-    def _scored(self, dataset: SubgraphDataset, score: Score) -> Scored:
-        scores = torch.cat([score(batch) for batch in self._eval_loader(dataset)])
+    def _scored(self, dataset: SubgraphDataset, scorer: Scorer) -> Scored:
+        scores = torch.cat([scorer.samples(batch) for batch in self._eval_loader(dataset)])
         return Scored(dataset.column("query_type").numpy(), dataset.column("y").numpy(), scores.numpy())
 
-    def _ranker(self, score: Score, folder: Path) -> Ranker:
+    def _ranker(self, scorer: Scorer, folder: Path) -> Ranker:
         positive = self.test_set.column("y") == 1
         subject, object_ = self.test_set.columns["query_index"][:, positive].numpy()
         relation = self.test_set.columns["query_type"][positive].numpy()
@@ -142,7 +142,7 @@ class OwnTriplesDataModule(TripleDataModule):
             extractor=self.test_set.extractor,
             known=KnownTriples(known_subject, known_relation, known_object, num_entities),
             triples=(subject, relation, object_),
-            score=score,
+            scorer=scorer,
             batch_size=self.config.eval_batch_size,
             budget=self.config.ranking_budget,
             seed=self.config.seed,

@@ -102,10 +102,30 @@ def ranking_figures(better: np.ndarray, tied: np.ndarray) -> dict[str, np.ndarra
 
 
 def ranking_summary(figures: Mapping[str, np.ndarray], *, total: int) -> dict[str, float]:
-    """Means over the queries and, where they are a sample of ``total``, the standard error of each."""
+    """Means over the queries and, where they are a sample of ``total``, the standard error of each.
+
+    That of a share is Agresti and Coull's (1998, The American Statistician 52:119), which is never 0.
+    """
     means = {name: float(values.mean()) for name, values in figures.items()}
     count = len(figures["mrr"])
     if count == total or count < 2:
         return means
-    remaining = np.sqrt((1 - count / total) / count)
-    return means | {f"{name}_error": float(values.std(ddof=1) * remaining) for name, values in figures.items()}
+    errors = {}
+    for name, values in figures.items():
+        if name == "mrr":
+            variance = values.var(ddof=1) / count
+        else:  # a share, which few queries may show as exactly 0 or 1: two successes and two failures are added
+            share = (values.sum() + 2) / (count + 4)
+            variance = share * (1 - share) / (count + 4)
+        errors[f"{name}_error"] = float(np.sqrt(variance * (1 - count / total)))
+    return means | errors
+
+
+def chance(candidates: np.ndarray) -> dict[str, float]:
+    """What a random order of each query's candidates, the right one among them, reaches in expectation.
+
+    Args:
+        candidates: [Q] how many there are.
+    """
+    none = np.zeros_like(candidates)
+    return {f"{name}_chance": float(values.mean()) for name, values in ranking_figures(none, candidates).items()}

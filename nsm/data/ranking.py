@@ -11,20 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch_geometric.data import Batch
 
 from nsm.data.corruptions import KnownTriples
-from nsm.data.protocols import ranking_figures, ranking_summary
+from nsm.data.datamodule import Scorer
+from nsm.data.protocols import chance, ranking_figures, ranking_summary
 from nsm.data.subgraph_dataset import SubgraphDataset
 from nsm.data.subgraphs import NONE, Extractor, ranges
 
 log = logging.getLogger(__name__)
-Score = Callable[[Batch], Tensor]
-"""A batch of samples to their scores [G]."""
-STEP = 50_000
-"""Candidates scored before what was found is written down."""
+STEP, WHOLE_STEP = 50_000, 4_000_000
+"""Candidates scored before what was found is written down: one by one, and by a model that scores all entities."""
 SAMPLED_NEGATIVES = 50
+FEW = 100
+"""Queries below which a ranking is too coarse to go without a warning."""
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -37,6 +36,21 @@ class Queries(NamedTuple):
     at_object: np.ndarray
     """Whether the object is asked for, rather than the subject."""
 
+    @property
+    def given(self) -> np.ndarray:
+        """The end that is not asked for."""
+        return np.where(self.at_object, self.subject, self.object)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The end that is asked for."""
+        return np.where(self.at_object, self.object, self.subject)
+
+
+Count = Callable[[Queries, np.ndarray], np.ndarray]
+"""Of queries and their numbers: candidates that score better than the true end, those that score the same (itself
+included), and all: [Q, 3]."""
+
 
 class Ranker:
     """Ranks the true end of test triples, object and subject in turn.
@@ -46,10 +60,10 @@ class Ranker:
         known: every true triple; those other than the one asked about are no candidates (the *filtered* setting; Bordes
             et al., 2013, "Translating Embeddings for Modeling Multi-relational Data").
         triples: subject, relation, object of the test triples.
-        score: the model.
+        scorer: the model.
         batch_size: of candidates.
-        budget: candidates scored, at most: where all queries take more, a random part of them is ranked, and the
-            standard error is told.
+        budget: candidates scored, at most: where all queries take more, a random part of them is ranked, as many that
+            ask for the object as for the subject, and the standard error is told.
         seed: of the lots.
         folder: where what was found so far is kept, to go on from after an interruption.
     """
@@ -60,13 +74,13 @@ class Ranker:
         extractor: Extractor,
         known: KnownTriples,
         triples: tuple[np.ndarray, np.ndarray, np.ndarray],
-        score: Score,
+        scorer: Scorer,
         batch_size: int,
         budget: int,
         seed: int,
         folder: Path,
     ) -> None:
-        self.extractor, self.known, self.score, self.batch_size = extractor, known, score, batch_size
+        self.extractor, self.known, self.scorer, self.batch_size = extractor, known, scorer, batch_size
         self.budget, self.seed, self.folder = budget, seed, folder
         sides = np.repeat([True, False], len(triples[0]))
         subject, relation, object_ = (np.tile(part, 2) for part in triples)
@@ -92,14 +106,27 @@ class Ranker:
             )
             return {}
 
-        def others(queries: Queries, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return ranges(np.zeros(len(number), dtype=np.int64), np.full(len(number), num_entities))
+        def count(queries: Queries, number: np.ndarray) -> np.ndarray:
+            size = len(number)
+            return self._count(queries, *ranges(np.zeros(size, dtype=np.int64), np.full(size, num_entities)))
 
-        figures, sides = self._rank("full_ranking", chosen, others, num_entities, fingerprint)
-        summary = ranking_summary(figures, total=len(self.queries.relation))
+        if self.scorer.entities is None:
+            counts = self._counts("full_ranking", chosen, count, STEP // num_entities, fingerprint)
+        else:
+            counts = self._counts("full_ranking", chosen, self._count_all, WHOLE_STEP // num_entities, fingerprint)
+        figures, sides = ranking_figures(counts[:, 0], counts[:, 1]), self.queries.at_object[chosen]
+        summary = ranking_summary(figures, total=len(self.queries.relation)) | chance(counts[:, 2])
         for name, side in (("tail", sides), ("head", ~sides)):
             if side.any():
                 summary[f"mrr_{name}"] = float(figures["mrr"][side].mean())
+        if len(chosen) < min(FEW, len(self.queries.relation)):
+            log.warning(
+                "full_ranking rests on %d of %d queries; domain.ranking_budget=%d would rank %d",
+                len(chosen),
+                len(self.queries.relation),
+                FEW * num_entities,
+                FEW,
+            )
         return summary | {"ranking_queries": float(len(chosen))}
 
     def sampled_ranking(self, fingerprint: bytes) -> dict[str, float]:
@@ -110,7 +137,7 @@ class Ranker:
         num_entities = self.extractor.graph.num_entities
         chosen = self._sample(self.budget // (SAMPLED_NEGATIVES + 1))
 
-        def others(queries: Queries, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def count(queries: Queries, number: np.ndarray) -> np.ndarray:
             # More are drawn than are needed, since some make true triples.
             many = min(num_entities, 4 * SAMPLED_NEGATIVES)
             lots = [np.random.default_rng([self.seed, n]) for n in number.tolist()]
@@ -119,37 +146,36 @@ class Ranker:
             allowed = ~self._true(queries, rows, entities)
             rows, entities = rows[allowed], entities[allowed]
             place = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(number)))[rows]
-            return rows[place < SAMPLED_NEGATIVES], entities[place < SAMPLED_NEGATIVES]
+            return self._count(queries, rows[place < SAMPLED_NEGATIVES], entities[place < SAMPLED_NEGATIVES])
 
-        figures, _ = self._rank("sampled_ranking", chosen, others, SAMPLED_NEGATIVES, fingerprint)
-        summary = ranking_summary(figures, total=len(self.queries.relation))
+        counts = self._counts("sampled_ranking", chosen, count, STEP // SAMPLED_NEGATIVES, fingerprint)
+        figures = ranking_figures(counts[:, 0], counts[:, 1])
+        summary = ranking_summary(figures, total=len(self.queries.relation)) | chance(counts[:, 2])
+        summary["ranking_queries"] = float(len(chosen))
         return {f"sampled_{name}": value for name, value in summary.items()}
 
     def _sample(self, most: int) -> np.ndarray:
-        order = np.random.default_rng([self.seed, 3]).permutation(len(self.queries.relation))
-        return order[:most]
+        """Numbers of the queries ranked: object and subject of triples at random, in turn."""
+        lot, number = np.random.default_rng([self.seed, 3]), len(self.queries.relation) // 2
+        return np.stack([lot.permutation(number), number + lot.permutation(number)], axis=1).flatten()[:most]
 
-    def _rank(
-        self,
-        protocol: str,
-        chosen: np.ndarray,
-        others: Callable[[Queries, np.ndarray], tuple[np.ndarray, np.ndarray]],
-        candidates: int,
-        fingerprint: bytes,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Figures of each query chosen, and whether it asks for the object."""
-        path = self.folder / f"{protocol}.npz"
-        settings = [self.seed, self.extractor.hops, self.extractor.fanout, self.extractor.max_nodes]
+    def _counts(
+        self, protocol: str, chosen: np.ndarray, count: Count, queries_a_step: int, fingerprint: bytes
+    ) -> np.ndarray:
+        """What ``count`` says of each query chosen; written down as it comes, and gone on with."""
+        path, step = self.folder / f"{protocol}.npz", max(1, queries_a_step)
+        extractor, whole = self.extractor, self.scorer.entities is not None
+        settings = [self.seed, extractor.hops, extractor.fanout, extractor.max_nodes, whole]
         digest = hashlib.sha256(fingerprint + repr(settings).encode() + chosen.tobytes()).hexdigest()
         counts = _continued(path, digest)
         if len(counts):
             log.info("%s: going on after %d of %d queries (%s)", protocol, len(counts), len(chosen), path)
         start = told = time.monotonic()
         first = len(counts)
-        for begin in range(first, len(chosen), max(1, STEP // candidates)):
-            number = chosen[begin : begin + max(1, STEP // candidates)]
+        for begin in range(first, len(chosen), step):
+            number = chosen[begin : begin + step]
             queries = Queries(*(part[number] for part in self.queries))
-            counts = np.concatenate([counts, self._counts(queries, *others(queries, number))])
+            counts = np.concatenate([counts, count(queries, number)])
             beside = path.with_name(f".{path.name}")  # an interruption must not leave half a file
             np.savez(beside, digest=digest, counts=counts)
             os.replace(beside, path)
@@ -158,21 +184,34 @@ class Ranker:
                 left = (now - start) / (len(counts) - first) * (len(chosen) - len(counts))
                 log.info("%s: %d of %d queries, about %.0f s left", protocol, len(counts), len(chosen), left)
                 told = now
-        return ranking_figures(counts[:, 0], counts[:, 1]), self.queries.at_object[chosen]
+        return counts
 
-    def _counts(self, queries: Queries, rows: np.ndarray, entities: np.ndarray) -> np.ndarray:
-        """How many candidates score better than the true end, and how many the same, itself included: [Q, 2]."""
+    def _count(self, queries: Queries, rows: np.ndarray, entities: np.ndarray) -> np.ndarray:
+        """Of these candidates, ``entities`` for the queries ``rows``."""
         size = len(queries.relation)
         allowed = ~self._true(queries, rows, entities)
-        truth = np.where(queries.at_object, queries.object, queries.subject)
         rows, entities = (
-            np.concatenate(pair) for pair in ((np.arange(size), rows[allowed]), (truth, entities[allowed]))
+            np.concatenate(pair) for pair in ((np.arange(size), rows[allowed]), (queries.truth, entities[allowed]))
         )
         scores = self._scores(queries, rows, entities)
         own = scores[:size][rows]
         better = np.bincount(rows, weights=scores > own, minlength=size)
         tied = np.bincount(rows, weights=scores == own, minlength=size)
-        return np.stack([better, tied], axis=1).astype(np.int64)
+        return np.stack([better, tied, np.bincount(rows, minlength=size)], axis=1).astype(np.int64)
+
+    @torch.inference_mode()
+    def _count_all(self, queries: Queries, number: np.ndarray) -> np.ndarray:
+        """Of all entities, which the model scores at once."""
+        assert self.scorer.entities is not None
+        given, at_object = queries.given, queries.at_object
+        asked = (torch.from_numpy(part) for part in (given, queries.relation, at_object))
+        scores = self.scorer.entities(*asked)
+        rows, known = self.known.answers(given, queries.relation, at_object)
+        own = scores.gather(1, torch.from_numpy(queries.truth).to(scores.device)[:, None])
+        scores[torch.from_numpy(rows), torch.from_numpy(known)] = float("-inf")
+        candidates = 1 + scores.shape[1] - np.bincount(rows, minlength=len(number))
+        better, tied = (scores > own).sum(dim=1), 1 + (scores == own).sum(dim=1)
+        return np.stack([better.cpu().numpy(), tied.cpu().numpy(), candidates], axis=1)
 
     def _scores(self, queries: Queries, rows: np.ndarray, entities: np.ndarray) -> np.ndarray:
         tail = queries.at_object[rows]
@@ -186,7 +225,7 @@ class Ranker:
             y=np.zeros(len(rows), dtype=np.int64),
         )
         batches = torch.arange(len(rows)).split(self.batch_size)
-        return torch.cat([self.score(dataset.__getitems__(batch.tolist())) for batch in batches]).numpy()
+        return torch.cat([self.scorer.samples(dataset.__getitems__(batch.tolist())) for batch in batches]).numpy()
 
     def _true(self, queries: Queries, rows: np.ndarray, entities: np.ndarray) -> np.ndarray:
         """Whether each candidate makes a triple known to be true, the one asked about among them."""
@@ -196,7 +235,7 @@ class Ranker:
 
 
 def _continued(path: Path, digest: str) -> np.ndarray:
-    """The counts that an interrupted ranking by the same model left, or none: [Q, 2]."""
+    """The counts that an interrupted ranking by the same model left, or none: [Q, 3]."""
     if path.exists():
         try:
             with path.open("rb") as file, np.load(file) as stored:
@@ -204,4 +243,4 @@ def _continued(path: Path, digest: str) -> np.ndarray:
                     return stored["counts"]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s cannot be read (%s); ranking anew", path, error)
-    return np.zeros((0, 2), dtype=np.int64)
+    return np.zeros((0, 3), dtype=np.int64)

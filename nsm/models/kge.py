@@ -116,6 +116,11 @@ class Embedding(nn.Module, ABC):
         logits = logit[:, None] if self.num_logits == 1 else torch.stack([torch.zeros_like(logit), logit], dim=1)
         return ModelOutput(logits, task_loss=loss)
 
+    def score_entities(self, given: Tensor, relation: Tensor, at_object: Tensor) -> Tensor:
+        """Scores, but for a constant, of all entities as the other end: [K] each to [K, N]."""
+        ask_object, ask_subject = self.questions(given, relation, given)
+        return self.similarity(torch.where(at_object[:, None], ask_object, ask_subject), self.entities())
+
     def loss(self, subject: Tensor, relation: Tensor, object: Tensor) -> Tensor:
         """Of each of these true triples: [K]."""
         vectors = self.entities()

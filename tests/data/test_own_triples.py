@@ -13,6 +13,7 @@ from torch_geometric.data import Batch
 from nsm.config import ConfigError
 from nsm.data import ranking
 from nsm.data.corruptions import KnownTriples, corrupt
+from nsm.data.datamodule import Scorer
 from nsm.data.own_triples import OwnTriplesDataModule, TriplesConfig
 from nsm.data.scores import load_scores
 from nsm.data.subgraphs import NONE
@@ -47,6 +48,17 @@ def make(folders: Path) -> Make:
 def plausibility(batch: Batch) -> Tensor:
     """A score that ties often, and that depends on the candidate alone."""
     return ((7 * batch.subject + 3 * batch.query_type + 5 * batch.object) % 11).float()
+
+
+def plausibility_of_all(num_entities: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The same score, of every entity as the other end of questions."""
+
+    def score(given: Tensor, relation: Tensor, at_object: Tensor) -> Tensor:
+        every, given, relation = torch.arange(num_entities), given[:, None], relation[:, None]
+        tail, head = (7 * given + 3 * relation + 5 * every) % 11, (7 * every + 3 * relation + 5 * given) % 11
+        return torch.where(at_object[:, None], tail, head).float()
+
+    return score
 
 
 def candidates_of(datamodule: OwnTriplesDataModule, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -169,11 +181,34 @@ def true_triples(datamodule: OwnTriplesDataModule) -> set[tuple[int, int, int]]:
 def test_full_ranking_is_what_brute_force_finds(make: Make, tmp_path: Path, inference: bool, hops: int) -> None:
     datamodule = make(inference=inference, hops=hops)
     num_entities = 25 if inference else 40
-    figures = datamodule.evaluate(plausibility, tmp_path)
+    figures = datamodule.evaluate(Scorer(plausibility), tmp_path)
     expected = brute_force(datamodule, true_triples(datamodule), num_entities)
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     assert figures["ranking_queries"] == 2 * (candidates_of(datamodule, "test")[1] == 1).sum()
     assert "mrr_error" not in figures
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_all_entities_at_once_rank_as_one_by_one(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inference: bool
+) -> None:
+    datamodule = make(inference=inference, protocols=["full_ranking"])
+    one_by_one = datamodule.evaluate(Scorer(plausibility), tmp_path)
+    for step in (ranking.WHOLE_STEP, 70):
+        monkeypatch.setattr(ranking, "WHOLE_STEP", step)
+        scorer = Scorer(plausibility, plausibility_of_all(25 if inference else 40))
+        (tmp_path / str(step)).mkdir()
+        assert datamodule.evaluate(scorer, tmp_path / str(step)) == pytest.approx(one_by_one)
+
+
+def test_chance_is_what_a_score_that_knows_nothing_reaches(make: Make, tmp_path: Path) -> None:
+    figures = make(protocols=["full_ranking", "sampled_ranking"]).evaluate(
+        Scorer(lambda batch: torch.zeros(batch.num_graphs)), tmp_path
+    )
+    for name in ("mrr", "hits_at_1", "hits_at_10", "sampled_mrr", "sampled_hits_at_3"):
+        assert figures[name] == pytest.approx(figures[f"{name}_chance"])
+    assert 1 / 40 < figures["hits_at_1_chance"] < 1 / 30  # of 40 entities, without those that are right as well
+    assert figures["sampled_ranking_queries"] == figures["ranking_queries"]
 
 
 def test_sampled_ranking_is_the_full_one_where_the_sample_is_everything_and_easier_where_not(
@@ -181,21 +216,25 @@ def test_sampled_ranking_is_the_full_one_where_the_sample_is_everything_and_easi
 ) -> None:
     assert ranking.SAMPLED_NEGATIVES == 50
     datamodule = make(protocols=["full_ranking", "sampled_ranking"])
-    figures = datamodule.evaluate(plausibility, tmp_path)  # of 40 entities
+    figures = datamodule.evaluate(Scorer(plausibility), tmp_path)  # of 40 entities
     assert figures["sampled_mrr"] == pytest.approx(figures["mrr"])
     monkeypatch.setattr(ranking, "SAMPLED_NEGATIVES", 5)
     (tmp_path / "few").mkdir()
-    figures = datamodule.evaluate(plausibility, tmp_path / "few")
+    figures = datamodule.evaluate(Scorer(plausibility), tmp_path / "few")
     assert figures["sampled_mrr"] > 1.5 * figures["mrr"]
 
 
-def test_a_budget_gives_an_estimate_with_its_error(make: Make, tmp_path: Path) -> None:
-    full = make().evaluate(plausibility, tmp_path)
+def test_a_budget_gives_an_estimate_with_its_error(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = make().evaluate(Scorer(plausibility), tmp_path)
     (tmp_path / "some").mkdir()
     datamodule = make(ranking_budget=40 * 30)
-    some = datamodule.evaluate(plausibility, tmp_path / "some")
+    some = datamodule.evaluate(Scorer(plausibility), tmp_path / "some")
     assert some["ranking_queries"] == 30
+    assert some["mrr"] == pytest.approx((some["mrr_tail"] + some["mrr_head"]) / 2)  # as many of each
     assert some["mrr_error"] > 0
+    assert "rests on 30 of " in caplog.text
     assert abs(some["mrr"] - full["mrr"]) < 4 * some["mrr_error"]
     assert some["sampled_mrr_error"] > 0
 
@@ -205,7 +244,7 @@ def test_a_full_ranking_beyond_its_budget_is_left_out(
 ) -> None:
     datamodule = make(ranking_budget=1000)
     datamodule.config.ranking_budget = 79  # of 40 entities
-    figures = datamodule.evaluate(plausibility, tmp_path)
+    figures = datamodule.evaluate(Scorer(plausibility), tmp_path)
     assert "mrr" not in figures
     assert "full_ranking is left out: a query has 40 candidates; domain.ranking_budget=79" in caplog.text
 
@@ -222,7 +261,7 @@ def test_an_interrupted_ranking_goes_on_and_one_by_another_model_does_not(
         return plausibility(batch)
 
     (tmp_path / "whole").mkdir()
-    whole = datamodule.evaluate(counted, tmp_path / "whole")
+    whole = datamodule.evaluate(Scorer(counted), tmp_path / "whole")
     graphs_of_whole = sum(num_graphs)
     scored_first = len(datamodule.val_set) + len(datamodule.test_set)
 
@@ -233,29 +272,29 @@ def test_an_interrupted_ranking_goes_on_and_one_by_another_model_does_not(
 
     num_graphs.clear()
     with pytest.raises(KeyboardInterrupt):
-        datamodule.evaluate(interrupted, tmp_path)
+        datamodule.evaluate(Scorer(interrupted), tmp_path)
     num_graphs.clear()
-    assert datamodule.evaluate(counted, tmp_path) == whole
+    assert datamodule.evaluate(Scorer(counted), tmp_path) == whole
     assert scored_first < sum(num_graphs) < 0.7 * graphs_of_whole
     num_graphs.clear()
-    assert datamodule.evaluate(lambda batch: -counted(batch), tmp_path) != whole
+    assert datamodule.evaluate(Scorer(lambda batch: -counted(batch)), tmp_path) != whole
     assert sum(num_graphs) > 0.9 * graphs_of_whole
     written = (tmp_path / "full_ranking.npz").read_bytes()
     for broken in (b"", b"nothing", written[: len(written) // 2]):
         (tmp_path / "full_ranking.npz").write_bytes(broken)
-        assert datamodule.evaluate(counted, tmp_path) == whole
+        assert datamodule.evaluate(Scorer(counted), tmp_path) == whole
 
 
 def test_protocols_are_those_asked_for(make: Make, tmp_path: Path) -> None:
-    figures = make(protocols=["auc_pr"]).evaluate(plausibility, tmp_path)
+    figures = make(protocols=["auc_pr"]).evaluate(Scorer(plausibility), tmp_path)
     assert figures.keys() == {"auc_pr", "auroc"}
-    figures = make().evaluate(plausibility, tmp_path)
+    figures = make().evaluate(Scorer(plausibility), tmp_path)
     assert {"accuracy", "accuracy_matched", "auc_pr", "mrr", "hits_at_10", "sampled_hits_at_10"} <= figures.keys()
 
 
 def test_scores_are_kept_for_averaging(make: Make, tmp_path: Path) -> None:
     datamodule = make("false")
-    datamodule.evaluate(plausibility, tmp_path)
+    datamodule.evaluate(Scorer(plausibility), tmp_path)
     triples, scored = load_scores(tmp_path)
     for name in ("val", "test"):
         s, r, o = triples[name]

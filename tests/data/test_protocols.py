@@ -8,6 +8,7 @@ from sklearn.metrics import average_precision_score
 
 from nsm.data.protocols import (
     auc_pr,
+    chance,
     matched_weights,
     ranking_figures,
     ranking_summary,
@@ -123,3 +124,18 @@ def test_the_error_of_a_sampled_estimate_is_its_spread_over_samples() -> None:
     assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.15)
     assert np.mean(estimates) == pytest.approx(all_queries["mrr"].mean(), rel=0.02)
     assert "mrr_error" not in ranking_summary(all_queries, total=300)
+
+
+def test_no_query_in_a_small_sample_shows_an_error_of_nothing() -> None:
+    none = ranking_figures(np.full(4, 20), np.ones(4, dtype=int))
+    summary = ranking_summary(none, total=4000)
+    share = 2 / 8
+    assert summary["hits_at_10"] == 0
+    assert summary["hits_at_10_error"] == pytest.approx(np.sqrt(share * (1 - share) / 8 * (1 - 4 / 4000)))
+    assert "mrr_error" not in ranking_summary(none, total=4)
+
+
+def test_chance_is_the_mean_over_every_place() -> None:
+    found = chance(np.array([4, 20]))
+    assert found["mrr_chance"] == pytest.approx(np.mean([sum(1 / k for k in range(1, n + 1)) / n for n in (4, 20)]))
+    assert found["hits_at_10_chance"] == pytest.approx((1 + 0.5) / 2)

@@ -60,6 +60,16 @@ def test_a_product_scores_all_entities_as_pyg_does_but_for_a_constant(config_cla
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
+def test_questions_about_either_end_are_answered_together(config_class: type[EmbeddingConfig]) -> None:
+    model = build(config_class).double()
+    s, r, o = KNOWN
+    at_object = torch.arange(len(s)) % 2 == 0
+    found = model.score_entities(torch.where(at_object, s, o), r, at_object)
+    for_object, for_subject = (model.similarity(question, model.entities()) for question in model.questions(s, r, o))
+    assert torch.allclose(found, torch.where(at_object[:, None], for_object, for_subject))
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
 @pytest.mark.parametrize("training", [True, False])
 def test_loss_is_the_formula(config_class: type[EmbeddingConfig], training: bool) -> None:
     model = build(config_class, sharpness=1.7, regularization=0.3).double().train(training)
