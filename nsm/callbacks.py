@@ -92,7 +92,8 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row = self.history.rows[-1]
-        quality = " ".join(f"  {key} {row[f'val/{key}']:.3f}" for key in ("accuracy", "mse") if f"val/{key}" in row)
+        names = ("auroc",) if _own_thresholds(trainer) else ("accuracy", "mse")
+        quality = " ".join(f"  {key} {row[f'val/{key}']:.3f}" for key in names if f"val/{key}" in row)
         log.info(
             "epoch %d/%d  val loss %.4f%s  %.0f s, about %s left",
             row["epoch"],
@@ -155,7 +156,7 @@ class CollapseWarning(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics
-        if "val/accuracy_class_0" not in metrics:
+        if "val/accuracy_class_0" not in metrics or _own_thresholds(trainer):
             return
         accuracies = [float(metrics[f"val/accuracy_class_{label}"]) for label in (0, 1)]
         now = collapsed(*accuracies)
@@ -167,6 +168,12 @@ class CollapseWarning(Callback):
                 *accuracies,
             )
         self.warned = now
+
+
+def _own_thresholds(trainer: Trainer) -> bool:
+    """Whether the domain answers otherwise than by P(y = 1) > .5, so that accuracies on the way say little."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning's undeclared attribute
+    return getattr(datamodule, "own_thresholds", False)
 
 
 def time_left(rows: list[dict[str, Any]], max_epochs: int) -> str:

@@ -23,15 +23,17 @@ from torch import Tensor
 from nsm import figures, runs
 from nsm.config import ConfigError, check
 from nsm.data.triples import TripleDataset
+from nsm.intervals import FEW
 from nsm.predictions import RESAMPLES, domain_figures, score_set, worst_mistakes
 from nsm.restore import ELSEWHERE, Restored, restore
 
 SPLITS = ("test", "val", "train")
 MISTAKES = 10
 """Worst mistakes that are written out as triples."""
+OWN_THRESHOLDS = "with a threshold for each relation, chosen on validation"
 FURTHER = ("accuracy", "auroc", "r2")
 """Figures of the domain's further test sets that the table shows."""
-GROUPS, TRIPLES = 8, 12
+GROUPS, TRIPLES = 8, 20
 """Groups of a breakdown and triples of a mistake that the table shows, at most."""
 
 
@@ -92,6 +94,9 @@ def evaluate(
     of_split = {"val": {"val": datamodule.val_set}, "train": {"train": datamodule.train_set}}
     sets = of_split.get(split, datamodule.test_sets)
     predictions = {name: predict(restored, dataset) for name, dataset in sets.items()}
+    answers = {
+        name: datamodule.answers(dataset, predictions[name], restored.module.scorer) for name, dataset in sets.items()
+    }
     classifies, known = task != "regression", split == "test" and datamodule.config.control == "none"
     result = {
         "run": str(folder),
@@ -103,11 +108,15 @@ def evaluate(
         "confidence": 0.95,
         "resamples": RESAMPLES,
         "majority": datamodule.majority if classifies and split == "test" else None,
+        "answers": OWN_THRESHOLDS if datamodule.own_thresholds else "P(1) > .5",
+        "drawn": datamodule.instance_noun,
         "shortcuts": datamodule.shortcuts if classifies and known else {},
         "ceilings": datamodule.ceilings if classifies and known else {},
-        "sets": {name: score_set(datamodule, sets[name], predictions[name], task) for name in sets},
+        "sets": {name: score_set(datamodule, sets[name], predictions[name], answers[name], task) for name in sets},
         "domain_figures": domain_figures(datamodule, predictions) if classifies and split == "test" else {},
-        "mistakes": (worst_mistakes(datamodule, sets[split], predictions[split], MISTAKES) if classifies else []),
+        "mistakes": (
+            worst_mistakes(datamodule, sets[split], predictions[split], answers[split], MISTAKES) if classifies else []
+        ),
         "device": restored.config.hardware.device,
         "seconds": time.perf_counter() - start,
     }
@@ -154,12 +163,18 @@ def format_evaluation(result: Mapping[str, Any]) -> str:
     """The table that ends an evaluation; the files in the run's folder hold all of it."""
     title = f"{result['domain']}, {result['checkpoint']} of epoch {result['epoch']}, on {result['device']}"
     lines = [f"{title}; brackets hold intervals of 95 %"]
+    if result["answers"] == OWN_THRESHOLDS:
+        lines.append(f"answers, accuracies and mistakes: {OWN_THRESHOLDS}; ece and log_loss: of P(1)")
+    if result["split"] != "test" and result["task"] != "regression":
+        lines.append("majority, shortcuts and ceiling are known of the test split alone")
     for name, scored in result["sets"].items():
-        instances = f" of {scored['instances']:,} instances" if scored["instances"] != scored["samples"] else ""
-        lines += ["", f"{name}: {scored['samples']:,} samples{instances}"]
+        instances = f" of {scored['instances']:,} {result['drawn']}" if scored["instances"] != scored["samples"] else ""
+        few = f", too few {result['drawn']} for intervals" if scored["instances"] < FEW else ""
+        lines += ["", f"{name}: {scored['samples']:,} samples{instances}{few}"]
         main_set = name == result["split"]
         shown = {key: value for key, value in scored["metrics"].items() if main_set or key in FURTHER}
         judges = {"majority": result["majority"], **result["shortcuts"]} if main_set else {}
+        judges = {judge: value for judge, value in judges.items() if not judge.endswith("_matched")}
         judges["ceiling"] = result["ceilings"].get(name)
         for key, interval in shown.items():
             lines.append(_row(key, interval))
@@ -169,13 +184,11 @@ def format_evaluation(result: Mapping[str, Any]) -> str:
             continue
         lines += [_row(key, interval) for key, interval in result["domain_figures"].items()]
         for breakdown, groups in scored.get("breakdowns", {}).items():
-            worst = sorted(groups, key=lambda row: row["accuracy"]["value"])[:GROUPS]
+            worst = sorted(groups, key=lambda row: row["accuracy"]["value"]) if len(groups) > GROUPS else groups
             left_out = f", the {GROUPS} worst of {len(groups)}" if len(groups) > GROUPS else ""
             lines.append(f"accuracy by {breakdown}{left_out}")
             lines += [
-                _row(f"  {row['group']}", row["accuracy"], f"{row['samples']:>7,} samples")
-                for row in groups
-                if row in worst
+                _row(f"  {row['group']}", row["accuracy"], f"{row['samples']:>7,} samples") for row in worst[:GROUPS]
             ]
     for mistake in result["mistakes"][:1]:
         question = mistake["question"] or f"sample {mistake['position']}"

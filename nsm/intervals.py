@@ -15,27 +15,31 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 NUM_BINS = 15
 """Bins of the calibration error, as in :func:`nsm.metrics.prediction_metrics`."""
+FEW = 20
+"""Instances from which on an interval is given."""
 CHUNK = 64
 """Resamplings that are worked on at once, which bounds the memory to CHUNK x G numbers."""
 
 
 class Interval(NamedTuple):
-    """A figure and the bounds between which 95 % of its resampled values lie; None where it is not defined."""
+    """A figure and the bounds between which 95 % of its resampled values lie; None where it is not defined.
+
+    Without bounds where fewer than :data:`FEW` instances stand behind it: what so few would give looks sure and is not.
+    """
 
     value: float | None
     low: float | None
     high: float | None
 
 
-def classification_figures(probability: Array, y: Array, weight: Array) -> dict[str, Array]:
-    """Figures of P(y = 1) [G] against y [G], samples weighted as in each row of ``weight`` [B, G]: name to [B].
+def classification_figures(probability: Array, answer: NDArray[np.int64], y: Array, weight: Array) -> dict[str, Array]:
+    """Figures of P(y = 1) and answers [G] against y [G], weighted as in each row of ``weight`` [B, G]: name to [B].
 
     The figures and names of :func:`nsm.metrics.prediction_metrics`, and ``log_loss`` and ``brier`` (the mean squared
     error of the probability).
     """
-    answer = probability > 0.5
     mean = _mean(weight)
-    class_0, class_1 = mean(~answer, y == 0), mean(answer, y == 1)
+    class_0, class_1 = mean(answer == 0, y == 0), mean(answer == 1, y == 1)
     clipped = np.clip(np.where(y == 1, probability, 1 - probability), 1e-7, 1)
     return {
         "accuracy": mean(answer == y),
@@ -82,7 +86,7 @@ def bootstrap(
         drawn = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=rows)
         for name, array in figures(drawn[:, position].astype(np.float64)).items():
             parts[name].append(array)
-    return {name: _interval(value[name], np.concatenate(arrays)) for name, arrays in parts.items()}
+    return {name: _interval(value[name], np.concatenate(arrays), len(known)) for name, arrays in parts.items()}
 
 
 def half_samples(
@@ -105,7 +109,7 @@ def half_samples(
     rng = np.random.default_rng(seed)
     known = np.unique(np.concatenate(list(instances.values())))
     value = figures({name: np.arange(len(instance)) for name, instance in instances.items()})
-    if len(known) < 2:
+    if len(known) < FEW:
         return {name: Interval(figure, None, None) for name, figure in value.items()}
     drawn: dict[str, list[float]] = {name: [] for name in value}
     for _ in range(resamples):
@@ -115,7 +119,7 @@ def half_samples(
             found = figures(rows)
             for name in drawn:
                 drawn[name].append(found.get(name, np.nan))
-    return {name: _interval(value[name], np.array(array)) for name, array in drawn.items()}
+    return {name: _interval(value[name], np.array(array), len(known)) for name, array in drawn.items()}
 
 
 def _mean(weight: Array) -> Callable[..., Array]:
@@ -150,7 +154,8 @@ def bin_of(probability: Array) -> NDArray[np.int64]:
     return np.clip(np.digitize(probability, np.linspace(0, 1, NUM_BINS + 1)) - 1, 0, NUM_BINS - 1)
 
 
-def _interval(value: float, resampled: Array) -> Interval:
+def _interval(value: float, resampled: Array, instances: int) -> Interval:
     finite = resampled[np.isfinite(resampled)]
-    low, high = np.percentile(finite, [2.5, 97.5]).tolist() if len(finite) else (None, None)
+    sure = len(finite) and instances >= FEW
+    low, high = np.percentile(finite, [2.5, 97.5]).tolist() if sure else (None, None)
     return Interval(float(value) if np.isfinite(value) else None, low, high)

@@ -1,7 +1,7 @@
 """What a model's predictions on one set are worth: figures with intervals, calibration, breakdowns, worst mistakes."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 
 from nsm.data.datamodule import TripleDataModule
-from nsm.data.triples import TripleDataset, triples_of
+from nsm.data.triples import Triple, TripleDataset, triples_of
 from nsm.intervals import (
     NUM_BINS,
     Interval,
@@ -26,8 +26,10 @@ from nsm.intervals import (
 RESAMPLES, HALVES = 1000, 200
 
 
-def score_set(datamodule: TripleDataModule, dataset: TripleDataset, prediction: Tensor, task: str) -> dict[str, Any]:
-    """Everything that the predictions [G] on one set say, as plain values."""
+def score_set(
+    datamodule: TripleDataModule, dataset: TripleDataset, prediction: Tensor, answer: Tensor, task: str
+) -> dict[str, Any]:
+    """Everything that the predictions and answers [G] on one set say, as plain values."""
     numbers, instance = prediction.double().numpy(), dataset.column("instance").numpy()
     scored: dict[str, Any] = {"samples": len(dataset), "instances": len(np.unique(instance))}
     if task == "regression":
@@ -35,17 +37,18 @@ def score_set(datamodule: TripleDataModule, dataset: TripleDataset, prediction: 
         figures = partial(regression_figures, numbers, target)
         return {**scored, "metrics": _plain(bootstrap(figures, instance, resamples=RESAMPLES))}
     y = dataset.column("y").numpy()
-    answer = (numbers > 0.5).astype(np.int64)
+    answered = answer.numpy().astype(np.int64)
+    figures = partial(classification_figures, numbers, answered, y)
     return {
         **scored,
-        "metrics": _plain(bootstrap(partial(classification_figures, numbers, y), instance, resamples=RESAMPLES)),
-        "confusion": confusion_counts(numbers, y),
-        "report": classification_report(y, answer, labels=[0, 1], output_dict=True, zero_division=0.0),
+        "metrics": _plain(bootstrap(figures, instance, resamples=RESAMPLES)),
+        "confusion": confusion_counts(answered, y),
+        "report": classification_report(y, answered, labels=[0, 1], output_dict=True, zero_division=0.0),
         "calibration": calibration_bins(numbers, y),
         "breakdowns": {
             name: [
                 {"group": group, "samples": samples, "accuracy": interval._asdict()}
-                for group, samples, interval in _by_group(answer == y, codes.numpy(), names, instance)
+                for group, samples, interval in _by_group(answered == y, codes.numpy(), names, instance)
             ]
             for name, (codes, names) in datamodule.breakdowns(dataset).items()
             if len(codes.unique()) > 1
@@ -53,9 +56,9 @@ def score_set(datamodule: TripleDataModule, dataset: TripleDataset, prediction: 
     }
 
 
-def confusion_counts(probability: NDArray[np.float64], y: NDArray[np.int64]) -> list[list[int]]:
+def confusion_counts(answer: NDArray[np.int64], y: NDArray[np.int64]) -> list[list[int]]:
     """Samples by true class (rows) and answer (columns)."""
-    counts: list[list[int]] = confusion_matrix(y, probability > 0.5, labels=[0, 1]).tolist()
+    counts: list[list[int]] = confusion_matrix(y, answer, labels=[0, 1]).tolist()
     return counts
 
 
@@ -92,24 +95,26 @@ def domain_figures(datamodule: TripleDataModule, probabilities: Mapping[str, Ten
 
 
 def worst_mistakes(
-    datamodule: TripleDataModule, dataset: TripleDataset, probability: Tensor, count: int
+    datamodule: TripleDataModule, dataset: TripleDataset, probability: Tensor, answer: Tensor, count: int
 ) -> list[dict[str, Any]]:
-    """The samples whose true class was given the least probability, readable, at most ``count``."""
+    """Of the wrong answers, those whose true class was given the least probability, readable, at most ``count``.
+
+    What lies nearest to the pair of nodes that is asked about stands first among the triples.
+    """
     y = dataset.column("y")
     given = probability.where(y == 1, 1 - probability)
+    wrong = (answer != (y == 1)).nonzero().flatten()
     groupings = datamodule.breakdowns(dataset)
     mistakes = []
-    for position in given.argsort(stable=True)[:count].tolist():
-        if given[position] >= 0.5:
-            break
-        sample = dataset[position]
-        triples = triples_of(sample, datamodule.relations, datamodule.entity_types)
-        question = None
+    for position in wrong[given[wrong].argsort(stable=True)][:count].tolist():
+        sample, names = dataset[position], datamodule.names(dataset, position)
+        triples = triples_of(sample, datamodule.relations, names)
+        question, steps = None, dict.fromkeys(names, 0)
         if "query_index" in sample:
-            subject, object_ = (
-                f"{datamodule.entity_types[sample.x[node]]}_{node}" for node in sample.query_index[:, 0]
-            )
-            question = f"{subject} {datamodule.relations[int(sample.query_type)]} {object_}"
+            subject, object_ = (names[node] for node in sample.query_index[:, 0])
+            relation = datamodule.relations[int(sample.query_type)]
+            question = datamodule.question.format(subject=subject, relation=relation, object=object_)
+            steps = _steps_from((subject, object_), triples)
         mistakes.append(
             {
                 "position": position,
@@ -120,11 +125,31 @@ def worst_mistakes(
                 "question": question,
                 "triples": [
                     f"{t.subject} {t.predicate} {t.object}" + ("" if t.confidence == 1 else f" ({t.confidence:.2f})")
-                    for t in sorted(triples, key=lambda t: (t.level, t.predicate, t.subject))
+                    for t in sorted(
+                        triples,
+                        key=lambda t: (steps[t.subject] + steps[t.object], t.level, t.predicate, t.subject),
+                    )
                 ],
             }
         )
     return mistakes
+
+
+def _steps_from(ends: Iterable[str], triples: Sequence[Triple]) -> dict[str, int]:
+    """Triples between each node and the nearer of the ends; all that there are, where none leads to a node."""
+    steps = dict.fromkeys((node for triple in triples for node in (triple.subject, triple.object)), len(triples))
+    steps |= dict.fromkeys(ends, 0)
+    for distance in range(1, len(triples)):
+        reached = {
+            there
+            for triple in triples
+            for here, there in ((triple.subject, triple.object), (triple.object, triple.subject))
+            if steps[here] == distance - 1 and steps[there] > distance
+        }
+        if not reached:
+            break
+        steps |= dict.fromkeys(reached, distance)
+    return steps
 
 
 def _by_group(

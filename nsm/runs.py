@@ -26,6 +26,11 @@ from nsm.files import RESULTS as RESULTS
 from nsm.metrics import collapsed
 
 log = logging.getLogger(__name__)
+BY_CLASS = ("accuracy_class_0", "accuracy_class_1")
+BESIDE = {"error": "standard error", "chance": "chance"}
+"""Endings of figures that stand beside another one, and what they are called there."""
+MATCHED = "_matched"
+"""How shortcuts on the relation-matched subset end."""
 PACKAGES = ("torch", "torch-geometric", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -190,35 +195,55 @@ def headline(results: Mapping[str, Any]) -> dict[str, float]:
     return figures | {"val/best_loss": results["best_val_loss"], "train/seconds": results["seconds"]}
 
 
-def format_table(results: Mapping[str, Any], ceilings: Mapping[str, float | None]) -> str:
-    """The table that ends a run: the test accuracy beside what it is to be judged by."""
-    test = results["test"]
-    accuracy = test.get("accuracy")
+def format_table(
+    results: Mapping[str, Any], ceilings: Mapping[str, float | None], notes: Mapping[str, str] | None = None
+) -> str:
+    """The table that ends a run: every test figure beside what it is to be judged by.
+
+    Args:
+        ceilings: by test set. notes: what is to be said of a figure, by its name.
+    """
+    test, notes = results["test"], notes or {}
     rows: list[tuple[str, str, str]] = []
-    if accuracy is not None:
-        rows.append(
-            (
-                "test accuracy",
-                f"{accuracy:.3f}",
-                f"class 0 {test['accuracy_class_0']:.3f}, class 1 {test['accuracy_class_1']:.3f}",
-            )
-        )
-        rows.append(("  majority", f"{results['majority']:.3f}", f"{accuracy - results['majority']:+.3f}"))
-        for name, score in sorted(results["shortcuts"].items(), key=lambda item: item[1]):
-            against = test.get("accuracy_matched", accuracy) if name.endswith("_matched") else accuracy
-            rows.append((f"  shortcut {name}", f"{score:.3f}", f"{against - score:+.3f}"))
-        if results["ceiling"] is not None:
-            rows.append(("  ceiling", f"{results['ceiling']:.3f}", f"{accuracy - results['ceiling']:+.3f}"))
-    shown = {"accuracy", "accuracy_class_0", "accuracy_class_1"}
     for name, value in test.items():
-        if value is not None and name not in shown:
-            ceiling = ceilings.get(name.removeprefix("accuracy_")) if name.startswith("accuracy_") else None
-            rows.append((f"test {name}", f"{value:.3f}", "" if ceiling is None else f"ceiling {ceiling:.3f}"))
+        base, _, kind = name.rpartition("_")
+        if value is None or name in BY_CLASS or (kind in BESIDE and base in test):
+            continue
+        beside = [f"class 0 {test[BY_CLASS[0]]:.3f}, class 1 {test[BY_CLASS[1]]:.3f}"] if name == "accuracy" else []
+        beside += [
+            f"{word} {_number(test[f'{name}_{key}'])}" for key, word in BESIDE.items() if f"{name}_{key}" in test
+        ]
+        ceiling = ceilings.get(name.removeprefix("accuracy_")) if name.startswith("accuracy_") else None
+        beside += [f"ceiling {ceiling:.3f}"] if ceiling is not None else []
+        beside += [notes[name]] if name in notes else []
+        rows.append((f"test {name}", _number(value), ", ".join(beside)))
+        rows += [(f"  {judge}", f"{score:.3f}", f"{value - score:+.3f}") for judge, score in _judges(results, name)]
     epochs = f"{results['epochs']} epochs, best {results['best_epoch']}"
     rows.append(("seconds", f"{results['seconds']:.0f}", epochs))
     width = max(len(name) for name, _, _ in rows)
     title = f"{results['domain']}, {results['model']}, seed {results['seed']}"
     return "\n".join([title, *(f"{name:<{width}}  {value:>8}  {note}".rstrip() for name, value, note in rows)])
+
+
+def _judges(results: Mapping[str, Any], figure: str) -> list[tuple[str, float]]:
+    """What a test figure is to be judged by, worst first, the ceiling last."""
+    shortcuts = sorted(results["shortcuts"].items(), key=lambda item: item[1])
+    if figure == "accuracy_matched":
+        return [
+            (f"shortcut {name.removesuffix(MATCHED)}", score) for name, score in shortcuts if name.endswith(MATCHED)
+        ]
+    if figure != "accuracy":
+        return []
+    found = [("majority", results["majority"])]
+    found += [(f"shortcut {name}", score) for name, score in shortcuts if not name.endswith(MATCHED)]
+    return found + ([("ceiling", results["ceiling"])] if results["ceiling"] is not None else [])
+
+
+def _number(value: float) -> str:
+    """Three decimals; more of what three would hide, and none of a count."""
+    if value >= 1000 or (value >= 1 and value == int(value)):
+        return f"{value:.0f}"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
 def _finite(content: Any) -> Any:

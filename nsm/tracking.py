@@ -149,7 +149,9 @@ class ValidationFigures(Callback):
         if pl_module.task.type != "regression":
             probability = torch.cat(self._predictions).double().numpy()
             y = torch.cat(self._labels).numpy()
-            drawn["val/confusion"] = figures.confusion(confusion_counts(probability, y), f"validation, epoch {epoch}")
+            drawn["val/confusion"] = figures.confusion(
+                confusion_counts((probability > 0.5).astype(int), y), f"validation, epoch {epoch}"
+            )
             bins = calibration_bins(probability, y)
             drawn["val/calibration"] = figures.calibration(bins, f"validation, epoch {epoch}")
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, undeclared

@@ -93,7 +93,7 @@ def train(composed: DictConfig, folder: Path) -> float:
             )
             runs.write_json(folder / runs.RESULTS, results)
             tracking.log_results(loggers, settings, results)
-    log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings))
+    log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings, datamodule.notes))
     return results["val"]["task_loss"]
 
 

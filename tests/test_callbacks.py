@@ -17,7 +17,7 @@ def epochs_with(*accuracies: tuple[float, float]) -> CollapseWarning:
     callback = CollapseWarning()
     for class_0, class_1 in accuracies:
         metrics = {"val/accuracy_class_0": torch.tensor(class_0), "val/accuracy_class_1": torch.tensor(class_1)}
-        trainer: Any = SimpleNamespace(callback_metrics=metrics)
+        trainer: Any = SimpleNamespace(datamodule=None, callback_metrics=metrics)
         callback.on_train_epoch_end(trainer, None)
     return callback
 

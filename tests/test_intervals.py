@@ -22,7 +22,7 @@ SCORES, LABELS = rng.random(300).round(1), rng.integers(0, 2, 300)  # rounded, s
 
 
 def test_figures_are_those_of_the_run_when_samples_weigh_the_same() -> None:
-    figures = classification_figures(SCORES, LABELS, np.ones((1, 300)))
+    figures = classification_figures(SCORES, SCORES > 0.5, LABELS, np.ones((1, 300)))
     measured = prediction_metrics("classification", "")
     measured.update(torch.as_tensor(SCORES), torch.as_tensor(LABELS))
     for name, value in measured.compute().items():
@@ -32,7 +32,7 @@ def test_figures_are_those_of_the_run_when_samples_weigh_the_same() -> None:
 def test_figures_weigh_samples_as_scikit_learn_does() -> None:
     weight = rng.multinomial(300, np.full(300, 1 / 300), size=3).astype(float)
     clipped = SCORES.clip(0.05, 0.95)
-    figures = classification_figures(clipped, LABELS, weight)
+    figures = classification_figures(clipped, clipped > 0.5, LABELS, weight)
     for row, counts in enumerate(weight):
         assert figures["auroc"][row] == pytest.approx(roc_auc_score(LABELS, clipped, sample_weight=counts))
         answer = clipped > 0.5
@@ -74,18 +74,32 @@ def test_halves_are_as_wide_as_the_bootstrap() -> None:
 
 
 def test_halves_take_an_instance_from_all_sets_or_none() -> None:
-    sets = {"test": np.array([0, 0, 1, 2, 3]), "do": np.array([3, 2, 1, 0])}
+    sets = {"test": np.array([0, *range(40)]), "do": np.arange(40)[::-1]}
 
     def figures(rows: dict[str, np.ndarray]) -> dict[str, float]:
         assert {*sets["test"][rows["test"]]} == {*sets["do"][rows["do"]]}
         return {"size": len(rows["do"])}
 
-    assert half_samples(figures, sets, resamples=50)["size"] == Interval(4, 2, 2)
+    assert half_samples(figures, sets, resamples=50)["size"] == Interval(40, 20, 20)
 
 
 def test_what_is_not_defined_is_said_to_be_so() -> None:
-    found = bootstrap(partial(classification_figures, SCORES[:5], np.ones(5)), np.arange(5), resamples=10)
+    answer = SCORES[:30] > 0.5
+    found = bootstrap(partial(classification_figures, SCORES[:30], answer, np.ones(30)), np.arange(30), resamples=10)
     assert found["accuracy_class_0"] == found["auroc"] == Interval(None, None, None)
-    assert found["accuracy"].value is not None
+    assert found["accuracy"].low is not None
     one = half_samples(lambda rows: {"mrr": 0.5}, {"test": np.zeros(3, dtype=int)}, resamples=10)
     assert one["mrr"] == Interval(0.5, None, None)
+
+
+def test_few_instances_give_no_interval_however_many_samples_they_have() -> None:
+    right = rng.random(3000) < 0.7
+    for instances, known in ((19, False), (20, True)):
+        instance = np.arange(3000) % instances
+        found = bootstrap(partial(accuracy_figures, right), instance, resamples=50)["accuracy"]
+        assert found.value == right.mean()
+        halved = half_samples(
+            lambda rows: {"mean": float(right[rows["test"]].mean())}, {"test": instance}, resamples=50
+        )["mean"]
+        for interval in (found, halved):
+            assert (interval.low is not None, interval.high is not None) == (known, known)

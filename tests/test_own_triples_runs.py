@@ -1,20 +1,24 @@
 """Whole runs on a folder of triples, with graphs and with embeddings, and the average of several."""
 
+import csv
 import json
 import logging
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from nsm import cli, ensemble
+from nsm import cli, ensemble, evaluate
 from nsm.config import ConfigError
 from nsm.data.protocols import auc_pr, triple_classification
 from nsm.data.scores import load_scores
 from nsm.train import CONF, main, train
+from tests.conftest import run_command
 from tests.triple_folders import make_folder, make_scores, read
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -69,6 +73,39 @@ def test_an_embedding_learns_by_the_same_command(composed: Compose, tmp_path: Pa
     assert (results["model"], results["test"]["cycle_error"]) == (model, None)
     assert results["test"]["ranking_queries"] > 0
     assert (tmp_path / "scores.npz").exists()
+
+
+@pytest.mark.parametrize("model", ["nsm", "distmult"])
+def test_an_evaluation_answers_as_the_run_did_and_speaks_in_the_files_names(
+    overrides: list[str], folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    folder = tmp_path / "run"
+    run_command([*overrides, f"model={model}", "domain.protocols=[triple_classification]", f"hydra.run.dir={folder}"])
+    capsys.readouterr()
+    evaluate.main([f"run={folder}", "hardware=cpu", "hardware.threads=1"])
+    told = capsys.readouterr().out
+    recorded = json.loads((folder / "final_results.json").read_text())["test"]
+    found = json.loads((folder / "evaluation_test.json").read_text())
+    metrics = found["sets"]["test"]["metrics"]
+    for name in ("accuracy", "accuracy_class_0", "accuracy_class_1"):
+        assert metrics[name]["value"] == pytest.approx(recorded[name])
+    assert "with a threshold for each relation, chosen on validation" in told
+    graph = set(read(folders / "seen" / "train.txt"))
+    asked = {label: set(read(folders / "seen" / f"{name}.txt")) for label, name in ((1, "test"), (0, "test_negatives"))}
+    assert found["mistakes"]
+    for mistake in found["mistakes"]:
+        assert tuple(mistake["question"].split(" ")) in asked[mistake["y"]]
+        triples = [tuple(line.split(" ")) for line in mistake["triples"]]
+        ends = set(mistake["question"].split(" ")[::2])
+        touching = [len({triple[0], triple[2]} & ends) for triple in triples]
+        assert touching[:1] != [0]
+        assert (1 if 0 in touching else 0) == sum(a > 0 and b == 0 for a, b in pairwise([*touching, *touching[-1:]]))
+        for triple in triples:
+            assert triple in graph or (triple[1] == "is_a" and triple[2] in ("odd", "even"))
+    with (folder / "predictions_test.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert {(row["subject"], row["predicate"], row["object"]) for row in rows if row["y"] == "1"} == asked[1]
+    assert np.mean([row["answer"] == row["y"] for row in rows]) == pytest.approx(recorded["accuracy"])
 
 
 def test_embeddings_refuse_unseen_entities(composed: Compose, folders: Path, tmp_path: Path) -> None:

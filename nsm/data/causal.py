@@ -78,6 +78,8 @@ class CausalDataModule(TripleDataModule):
     """Patients of the structural causal model; the extra set ``do`` holds every test patient in both arms."""
 
     name = "causal"
+    instance_noun = "patients"
+    question = "{object} {relation} {subject}"
     version = 1
     config_class = CausalConfig
     config: CausalConfig

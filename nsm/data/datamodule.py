@@ -18,7 +18,7 @@ from torch_geometric.data import Batch
 from nsm.config import DomainConfig
 from nsm.data import cache, shortcuts
 from nsm.data.loader import TrainLoader, as_is
-from nsm.data.triples import TripleDataset
+from nsm.data.triples import TripleDataset, node_names
 
 log = logging.getLogger(__name__)
 LOADER_FIELDS = ("_target_", "batch_size", "eval_batch_size", "num_workers", "pin_memory", "cache_dir")
@@ -56,6 +56,12 @@ class TripleDataModule(LightningDataModule, ABC):
     version: ClassVar[int]
     """Of the generator: raise it whenever the same configuration would give other bytes; old caches are left behind."""
     config_class: ClassVar[type[DomainConfig]]
+    instance_noun: ClassVar[str] = "instances"
+    """What the samples were drawn from."""
+    question: ClassVar[str] = "{subject} {relation} {object}"
+    """How a question about a pair of nodes reads."""
+    own_thresholds: ClassVar[bool] = False
+    """Whether :meth:`answers` takes thresholds from validation instead of P(y = 1) > .5."""
     relations: tuple[str, ...]
     entity_types: tuple[str, ...]
     num_levels: int
@@ -99,6 +105,11 @@ class TripleDataModule(LightningDataModule, ABC):
         """Expected test accuracy of the best rule there is, where it is known; None under a control."""
         return self.ceilings["test"] if self.config.control == "none" else None
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is to be said of test figures, by name."""
+        return {}
+
     def local_features(self, dataset: TripleDataset) -> dict[str, np.ndarray]:
         """Domain-specific feature tables [G, F] by name, each the input of one more shortcut model."""
         return {}
@@ -114,6 +125,14 @@ class TripleDataModule(LightningDataModule, ABC):
             folder: of the run, for what is worth keeping.
         """
         return {}
+
+    def answers(self, dataset: TripleDataset, probability: Tensor, scorer: Scorer) -> Tensor:
+        """Which samples of one of the domain's sets are taken to be of class 1: [G]."""
+        return probability > 0.5
+
+    def names(self, dataset: TripleDataset, position: int) -> list[str]:
+        """What a reader knows the nodes of a sample as."""
+        return node_names(dataset[position], self.entity_types)
 
     def breakdowns(self, dataset: TripleDataset) -> dict[str, Grouping]:
         """Ways to divide the samples of one of the domain's sets, by name: where does the model fail?"""

@@ -94,6 +94,7 @@ class KGDataModule(TripleDataModule):
     """
 
     name = "kg"
+    instance_noun = "worlds"
     version: ClassVar[int] = 2
     config_class = KGConfig
     config: KGConfig

@@ -108,6 +108,7 @@ class PlanningDataModule(TripleDataModule):
     """
 
     name = "planning"
+    instance_noun = "problems"
     version: ClassVar[int] = 2
     config_class: ClassVar[type[DomainConfig]] = PlanningConfig
     config: PlanningConfig

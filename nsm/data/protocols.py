@@ -27,7 +27,7 @@ def triple_classification(val: Scored, test: Scored) -> dict[str, float]:
     matched. There, knowing the relation alone is worth .5. ``accuracy_matched_same_thresholds`` keeps the thresholds of
     ``accuracy``, which lean towards a relation's more frequent answer.
     """
-    right = _predictions(val, test, np.ones(len(val.y))) == (test.y == 1)
+    right = answers(val, test) == (test.y == 1)
     figures = {"accuracy": right.mean()}
     by_class = [right[test.y == label].mean() if (test.y == label).any() else np.nan for label in (0, 1)]
     figures |= {
@@ -37,7 +37,7 @@ def triple_classification(val: Scored, test: Scored) -> dict[str, float]:
     }
     weight = matched_weights(test)
     if weight.any():
-        matched = _predictions(val, test, matched_weights(val)) == (test.y == 1)
+        matched = answers(val, test, matched_weights(val)) == (test.y == 1)
         figures["accuracy_matched"] = np.average(matched, weights=weight)
         figures["accuracy_matched_same_thresholds"] = np.average(right, weights=weight)
     return {name: float(value) for name, value in figures.items()}
@@ -80,8 +80,13 @@ def threshold(score: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
     return float((score[cut - 1] + score[cut]) / 2)
 
 
-def _predictions(val: Scored, test: Scored, weight: np.ndarray) -> np.ndarray:
-    """Whether each test triple is held to be true, with thresholds from ``val`` under these weights."""
+def answers(val: Scored, test: Scored, weight: np.ndarray | None = None) -> np.ndarray:
+    """Whether each test triple [K] is held to be true, with a threshold for each relation.
+
+    Args:
+        val: what thresholds are chosen on. weight: of its triples; None where all weigh the same.
+    """
+    weight = np.ones(len(val.y)) if weight is None else weight
     thresholds = np.full(len(test.y), threshold(val.score, val.y, weight))
     for relation in np.unique(val.relation):
         mine = val.relation == relation

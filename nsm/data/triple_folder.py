@@ -44,6 +44,10 @@ class TripleFolder(NamedTuple):
     """Those that were given as false, of ``val`` and ``test``."""
     known: Triples
     """Every triple known to be true of the entities of ``test_graph``."""
+    names: list[str]
+    """Of the nodes of ``graph``: entities, then types."""
+    test_names: list[str]
+    """Of the nodes of ``test_graph``."""
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -95,6 +99,8 @@ def read_folder(path: Path, inference_path: Path | None, problems: Problems) -> 
         true={"train": believed, "val": val, "test": test},
         false={name: triples for name, triples in given.items() if triples is not None},
         known=known,
+        names=[*training.entities, *names],
+        test_names=[*asked.entities, *names],
     )
 
 

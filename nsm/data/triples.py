@@ -181,17 +181,25 @@ class TripleWriter:
         return TripleDataset.from_columns(num_nodes=self._num_nodes, num_edges=self._num_edges, **columns)
 
 
-def triples_of(data: Data, relations: Sequence[str], entity_types: Sequence[str]) -> list[Triple]:
-    """Read a sample back as triples, its nodes named by type and number.
+def node_names(data: Data, entity_types: Sequence[str]) -> list[str]:
+    """Names of a sample's nodes by type and number.
 
     Raises:
-        ValueError: if the sample uses a predicate or type that the vocabulary lacks.
+        ValueError: if the sample uses a type that the vocabulary lacks.
+    """
+    if int(data.x.max()) >= len(entity_types):
+        raise ValueError(f"entity type {int(data.x.max())} is outside the {len(entity_types)} entity types")
+    return [f"{entity_types[token]}_{node}" for node, token in enumerate(data.x.tolist())]
+
+
+def triples_of(data: Data, relations: Sequence[str], names: Sequence[str]) -> list[Triple]:
+    """Read a sample back as triples, its nodes named as said.
+
+    Raises:
+        ValueError: if the sample uses a predicate that the vocabulary lacks.
     """
     if data.edge_type.numel() and int(data.edge_type.max()) >= len(relations):
         raise ValueError(f"predicate id {int(data.edge_type.max())} is outside the {len(relations)} relations")
-    if int(data.x.max()) >= len(entity_types):
-        raise ValueError(f"entity type {int(data.x.max())} is outside the {len(entity_types)} entity types")
-    names = [f"{entity_types[token]}_{node}" for node, token in enumerate(data.x.tolist())]
     levels = data.level.tolist()
     return [
         Triple(names[s], relations[r], names[o], confidence, max(levels[s], levels[o]))

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from nsm.config import ConfigError
 from nsm.data import causal, shortcuts
 from nsm.data.causal import CausalDataModule
-from nsm.data.triples import TripleDataset, triples_of
+from nsm.data.triples import TripleDataset, node_names, triples_of
 
 SEED = 3
 NUM_SCENARIOS = 20000
@@ -158,7 +158,7 @@ def test_causes_follow_from_the_triples_alone(domain, sets):
         joined = causal.read_causes(dataset)
         for i in range(150):
             data = dataset[i]
-            triples = triples_of(data, domain.relations, domain.entity_types)
+            triples = triples_of(data, domain.relations, node_names(data, domain.entity_types))
             statements = {(triple.subject, triple.predicate, triple.object) for triple in triples}
             treatment, patient = (f"{domain.entity_types[data.x[n]]}_{int(n)}" for n in data.query_index.ravel())
             assert treatment.startswith("treatment")
