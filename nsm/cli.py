@@ -192,6 +192,8 @@ def _explain(error: HydraException, config_name: str, overrides: Sequence[str]) 
     if unknown is None:
         cause = error.__cause__
         reason = "\n" + str(cause).split("\n")[0] if isinstance(cause, OmegaConfBaseException) else ""
+        if "is not a ListConfig" in reason:
+            reason += " Here a list is expected, written [a] or [a,b]."
         return str(error).split("\nConfig search path")[0] + reason
     key = unknown[1].split("@")[0]
     others = [override for override in overrides if override.lstrip("+~").split("=")[0].split("@")[0] != key]

@@ -128,6 +128,11 @@ def test_unknown_keys_are_refused(override: str, key: str, hint: str) -> None:
     assert f"+{key}" not in message
 
 
+def test_a_setting_that_is_a_list_says_how_lists_are_written() -> None:
+    with pytest.raises(ConfigError, match=r"domain\.protocols=auc_pr\n.* a list is expected, written \[a\] or \[a,b\]"):
+        configurations("domain=triples", "domain.protocols=auc_pr")
+
+
 @pytest.mark.parametrize(
     ("override", "allowed"),
     [
