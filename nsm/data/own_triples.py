@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from nsm.config import DomainConfig, check
+from nsm.config import ConfigError, DomainConfig, check
 from nsm.data import protocols, triple_shortcuts
 from nsm.data.corruptions import KnownTriples, corrupt
 from nsm.data.datamodule import Scorer, TripleDataModule
@@ -95,11 +95,12 @@ class OwnTriplesDataModule(TripleDataModule):
     """
 
     name = "triples"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     instance_noun = "true triples"
     own_thresholds = True
     config_class = TriplesConfig
     config: TriplesConfig
+    _told = False
 
     train_set: SubgraphDataset
     val_set: SubgraphDataset
@@ -110,10 +111,16 @@ class OwnTriplesDataModule(TripleDataModule):
         return dict(self._datasets(self._read(rng)))
 
     def _sets(self, content: Mapping[str, Any]) -> dict[str, TripleDataset]:
-        if content["dropped"]:
-            counted = ", ".join(f"{count} {kind}" for kind, count in sorted(content["dropped"].items()))
-            log.warning("lines dropped (domain.strict=false): %s", counted)
+        self._tell(content)
         return dict(self._datasets(content))
+
+    def _tell(self, content: Mapping[str, Any]) -> None:
+        """Log what was read, once: before the shortcuts take their time, or when it comes from the cache."""
+        if not self._told:
+            self._told = True
+            log.info("%s", content["summary"])
+            for warning in content["warnings"]:
+                log.warning("%s", warning)
 
     @property
     def notes(self) -> dict[str, str]:
@@ -201,7 +208,8 @@ class OwnTriplesDataModule(TripleDataModule):
 
     def _description(self) -> dict[str, Any]:
         config = self.config
-        check(config.path is not None, "domain.path", config.path, "set it to the folder with train, valid and test")
+        if config.path is None:
+            raise ConfigError("set domain.path= to the folder with train, valid and test")
         decided = ("seed", "strict", "negatives", "hard_negatives", "audit_samples")
         return {
             "domain": self.name,
@@ -217,6 +225,7 @@ class OwnTriplesDataModule(TripleDataModule):
     def _make(self) -> dict[str, Any]:
         log.info("reading %s and auditing its shortcuts; kept in %s", self.config.path, self.config.cache_dir)
         content = self._read(np.random.default_rng(self.config.seed))
+        self._tell(content)
         sets = self._datasets(content)
         rng = np.random.default_rng([self.config.seed, 2])
         graph, test_graph = (sets[name].extractor.graph for name in ("train", "test"))
@@ -237,14 +246,22 @@ class OwnTriplesDataModule(TripleDataModule):
         folders = self._folders()
         found = read_folder(folders[0], folders[1] if len(folders) > 1 else None, problems)
         graphs = [found.graph] if found.test_graph is found.graph else [found.graph, found.test_graph]
+        sets = {name: self._candidates(found, name, rng) for name in SPLITS}
+        false = {name: int((columns["y"] == 0).sum()) for name, columns in sets.items()}
+        wanted = {name: len(found.true[name]) for name in SPLITS if name not in found.false}
+        wanted["train"] *= self.config.negatives
+        few = [f"{n - false[name]:,} of {n:,} in {name}" for name, n in wanted.items() if false[name] < n]
+        tried = "every end tried in place of the true one makes a known triple"
+        odd = [f"corruptions that could not be made, since {tried}: {', '.join(few)}"] if few else []
         return {
             "relations": found.relations,
             "entity_types": found.entity_types,
             "names": [found.names] if found.test_graph is found.graph else [found.names, found.test_names],
             "graphs": [{name: _stored(getattr(graph, name)) for name in GRAPH_PARTS} for graph in graphs],
-            "sets": {name: self._candidates(found, name, rng) for name in SPLITS},
+            "sets": sets,
             "known": torch.from_numpy(np.stack(found.known.spo)),
-            "dropped": dict(problems.dropped),
+            "summary": found.summary(false),
+            "warnings": [*problems.warnings, *found.odd, *odd],
         }
 
     def _candidates(self, found: TripleFolder, name: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:

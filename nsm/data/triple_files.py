@@ -8,16 +8,20 @@ that names the columns gives their order; CSV must have one.
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nsm.config import ConfigError
-from nsm.data.triple_lines import Problems, rows
+from nsm.data.triple_lines import DUPLICATE, Problems, rows
 
 SUFFIXES = tuple(kind + packed for kind in (".txt", ".tsv", ".csv") for packed in ("", ".gz"))
+ALIASES = {"train": ("train", "training"), "valid": ("valid", "validation", "val", "dev"), "test": ("test", "testing")}
+"""Names that others give these files."""
+ORDER_HINT = "are the columns subject, predicate and object, in this order (else name them in a first line)?"
+HEADER_HINT = "; if it names the columns, let it call them subject, predicate and object"
 
 
 @dataclass(frozen=True)
@@ -87,27 +91,53 @@ def required_file(folder: Path, stem: str) -> Path:
     """The same, where it has to be there.
 
     Raises:
-        ConfigError: if there are several or none, naming what was looked for.
+        ConfigError: if there are several or none, naming what was looked for and what is there instead.
     """
     path = find_file(folder, stem)
-    if path is None:
-        here = f"there is no {stem}.txt in {folder}" if folder.is_dir() else f"there is no folder {folder}"
-        raise ConfigError(f"{here}: it must hold train, valid and test, each with one of {', '.join(SUFFIXES)}")
-    return path
+    if path is not None:
+        return path
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file: name its folder instead, {folder.parent}")
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}: it must hold train, valid and test")
+    here = f"there is no {stem}.txt in {folder}"
+    for other in sorted(folder.iterdir()):
+        name, _, suffix = other.name.lower().partition(".")
+        if name in ALIASES[stem]:
+            here += f", but {other.name}"
+            if f".{suffix}" in SUFFIXES:
+                raise ConfigError(f"{here}: call that {stem}.{suffix}")
+    raise ConfigError(f"{here}: it must hold train, valid and test, each with one of {', '.join(SUFFIXES)}")
 
 
-def read_triples(path: Path, vocabulary: Vocabulary, problems: Problems) -> Triples:
-    """Every usable triple of a file, in order, without duplicates.
+def read_triples(
+    path: Path, vocabulary: Vocabulary, problems: Problems, others: Mapping[str, Triples] | None = None
+) -> Triples:
+    """Every usable triple of a file, in order, without duplicates and those of ``others``, files read before by name.
 
     Raises:
-        ConfigError: naming file, line and remedy, where something is wrong and ``problems`` is strict, and where
-            nothing can be read at all.
+        ConfigError: naming file, line and remedy, where something is wrong and ``problems`` is strict, where too many
+            lines are, and where nothing can be read at all.
     """
+    with problems.reading(path):
+        triples = _read_lines(path, vocabulary, problems)
+        if len(triples):
+            triples = _without_duplicates(path, triples, vocabulary, problems)
+            for name, held in (others or {}).items():
+                triples = _drop_known(path, triples, held, name, problems)
+    problems.end(path, len(triples))
+    if not len(triples):
+        raise ConfigError(f"{path} holds no triple: each line is subject, predicate and object, separated by tabs")
+    return triples
+
+
+def _read_lines(path: Path, vocabulary: Vocabulary, problems: Problems) -> Triples:
     columns = [array("q") for _ in range(3)]
     confidences, levels, lines = array("f"), array("q"), array("q")
     names = (vocabulary.entities, vocabulary.relations, vocabulary.entities)
-    kinds = ("entity", "relation", "entity")
+    first = None
     for number, cells in rows(path, problems):
+        first = first or number
         row = [cell.strip() for cell in cells]
         values = _numbers(path, number, row, problems)
         if values is None:
@@ -117,11 +147,8 @@ def read_triples(path: Path, vocabulary: Vocabulary, problems: Problems) -> Trip
             may_grow = (vocabulary.grows, vocabulary.relations_grow, vocabulary.grows)
             unknown = [i for i in range(3) if known[i] is None and not may_grow[i]]
             if unknown:
-                what = f"unknown {kinds[unknown[0]]} {row[unknown[0]]!r}"
-                remedy = "no triple to learn from mentions it: add one, or take the line out"
-                if kinds[unknown[0]] == "entity":
-                    remedy += "; a graph of new entities of its own goes into domain.inference_path="
-                problems.report(path, number, f"unknown {kinds[unknown[0]]}", what, remedy)
+                is_header = number == first and len(unknown) == 3
+                _report_unknown(path, number, row, unknown[0], vocabulary, problems, is_header)
                 continue
             known = [table.setdefault(name, len(table)) for table, name in zip(names, row[:3], strict=True)]
         for column, value in zip(columns, known, strict=True):
@@ -129,24 +156,48 @@ def read_triples(path: Path, vocabulary: Vocabulary, problems: Problems) -> Trip
         confidences.append(values[0])
         levels.append(int(values[1]))
         lines.append(number)
-    if not lines:
-        raise ConfigError(f"{path} holds no triple: each line is subject, predicate and object, separated by tabs")
     subject, relation, object_, level, line = (
         np.frombuffer(column, dtype=np.int64) for column in (*columns, levels, lines)
     )
     confidence = np.frombuffer(confidences, dtype=np.float32)
-    triples = Triples(subject, relation, object_, confidence, level, line)
-    return _without_duplicates(path, triples, vocabulary, problems)
+    return Triples(subject, relation, object_, confidence, level, line)
 
 
-def drop_known(path: Path, triples: Triples, others: Triples, where: str, problems: Problems) -> Triples:
+def _report_unknown(
+    path: Path,
+    line: int,
+    row: Sequence[str],
+    column: int,
+    vocabulary: Vocabulary,
+    problems: Problems,
+    may_be_header: bool,
+) -> None:
+    """A name that no line to learn from has in such a column."""
+    is_relation = column == 1
+    kind = "relation" if is_relation else "entity"
+    remedy = "no triple to learn from mentions it: add one, or take the line out"
+    if not is_relation:
+        remedy += "; a graph of new entities of its own goes into domain.inference_path="
+    if row[column] in (vocabulary.entities if is_relation else vocabulary.relations):
+        other = "an entity" if is_relation else "a relation"
+        remedy += f"; train has it as {other}: {ORDER_HINT}"
+    if may_be_header:
+        remedy += HEADER_HINT
+    problems.report(path, line, f"unknown {kind}", f"unknown {kind} {row[column]!r}", remedy)
+
+
+def _drop_known(path: Path, triples: Triples, others: Triples, where: str, problems: Problems) -> Triples:
     """``triples`` without those that ``others`` hold too, which ``where`` names."""
     everything = Triples.concatenate([triples, others])
     num_entities = int(max(everything.subject.max(initial=0), everything.object.max(initial=0))) + 1
     keys = triple_keys(everything, num_entities, int(everything.relation.max(initial=0)) + 1)
     shared = np.isin(keys[: len(triples)], keys[len(triples) :])
-    for line in triples.line[shared].tolist():
-        problems.report(path, line, f"also in {where}", f"the triple is also in {where}", "keep it in one of them")
+    for position in np.flatnonzero(shared).tolist():
+        remedy = "keep it in one of them"
+        if position == 0 and keys[0] == keys[len(triples)]:  # both files begin with it
+            remedy += HEADER_HINT
+        line = int(triples.line[position])
+        problems.report(path, line, f"also in {where}", f"the triple is also in {where}", remedy)
     return triples.keep(~shared)
 
 
@@ -177,29 +228,37 @@ def read_types(folder: Path) -> dict[str, list[str]]:
                 raise ConfigError(f"{path}: {entity!r} has {types!r}; expected a list of names")
             found[entity] += listed
     elif (path := folder / "entity2types.tsv").is_file():
-        for number, cells in rows(path, Problems(strict=True)):
-            row = [cell.strip() for cell in cells]
-            if len(row) != 2 or not all(row):
-                raise ConfigError(f"{path}, line {number}: expected an entity, a tab and a type, got {row}")
-            found[row[0]].append(row[1])
+        problems = Problems(strict=True)
+        with problems.reading(path):
+            for number, cells in rows(path, problems):
+                row = [cell.strip() for cell in cells]
+                if len(row) != 2 or not all(row):
+                    raise ConfigError(f"{path}, line {number}: expected an entity, a tab and a type, got {row}")
+                found[row[0]].append(row[1])
+        if problems.dropped:
+            raise problems.error(path)
     return dict(found)
 
 
 def _numbers(path: Path, line: int, row: Sequence[str], problems: Problems) -> tuple[float, float] | None:
     """Confidence and level of a row, or None if it cannot be used."""
     if not 3 <= len(row) <= 5:
-        spaces = len(row) == 1 and 3 <= len(row[0].split()) <= 5
-        hint = "put tabs where the spaces are" if spaces else "the columns are subject, predicate, object, confidence, "
-        hint += "" if spaces else "level, the last two optional, separated by tabs"
-        problems.report(path, line, "wrong number of columns", f"{len(row)} columns instead of 3 to 5", hint)
+        hint = "the columns are subject, predicate, object, confidence, level, the last two optional, separated by tabs"
+        for separator, name in ((",", "commas"), (";", "semicolons"), (None, "spaces")):
+            if len(row) == 1 and 3 <= len(row[0].split(separator)) <= 5:
+                hint = f"put tabs where the {name} are"
+                break
+        what = f"{len(row)} column{'s' * (len(row) > 1)} instead of 3 to 5"
+        problems.report(path, line, "wrong number of columns", what, hint)
         return None
-    if not all(row):
-        which = ("subject", "predicate", "object", "confidence", "level")[row.index("")]
+    if not all(row[:3]):
+        which = ("subject", "predicate", "object")[row.index("")]
         problems.report(path, line, "empty field", f"the {which} is empty", "fill it in, or take the line out")
         return None
     if len(row) == 3:
         return 1.0, 1.0
-    confidence, level = _number(row[3]), _number(row[4]) if len(row) == 5 else 1.0
+    confidence = _number(row[3]) if row[3] else 1.0
+    level = _number(row[4]) if len(row) == 5 and row[4] else 1.0
     if not 0 <= confidence <= 1:
         remedy = "a confidence is a number from 0 to 1 (false triples go into valid_negatives and test_negatives)"
         problems.report(path, line, "bad confidence", f"confidence {row[3]!r}", remedy)
@@ -225,5 +284,5 @@ def _without_duplicates(path: Path, triples: Triples, vocabulary: Vocabulary, pr
     again[first] = False
     for position in np.flatnonzero(again).tolist():
         what = f"the triple of line {triples.line[first[inverse[position]]]} again"
-        problems.report(path, int(triples.line[position]), "duplicate", what, "keep one of them")
+        problems.report(path, int(triples.line[position]), DUPLICATE, what, "keep one of them")
     return triples.keep(~again)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ import numpy as np
 from nsm.config import ConfigError
 from nsm.data.subgraphs import TripleGraph
 from nsm.data.triple_files import (
+    HEADER_HINT,
     Triples,
     Vocabulary,
-    drop_known,
     find_file,
     read_triples,
     read_types,
@@ -48,6 +48,32 @@ class TripleFolder(NamedTuple):
     """Of the nodes of ``graph``: entities, then types."""
     test_names: list[str]
     """Of the nodes of ``test_graph``."""
+    odd: list[str]
+    """What can be used but is hardly meant, in words."""
+
+    def summary(self, false: Mapping[str, int]) -> str:
+        """What was read, in a line.
+
+        Args:
+            false: false candidates of each split, given or made.
+        """
+        doubted = int((self.graph.confidence < BELIEVED).sum())
+        aside = f" ({doubted:,} not believed: confidence below {BELIEVED:g})" if doubted else ""
+        num_relations = len(self.relations) - (len(self.entity_types) > 1)
+        read = (
+            f"train {len(self.true['train']) + doubted:,} triples{aside}, {self.graph.num_entities:,} entities, "
+            f"{num_relations:,} relations, {_types(self.graph)}"
+        )
+        asked = {}
+        for name in ("val", "test"):
+            kind = "given as false" if name in self.false else "corrupted"
+            asked[name] = f"{len(self.true[name]):,} true, {false[name]:,} {kind}"
+        graph = self.test_graph
+        if graph is not self.graph:
+            num_triples = int((graph.object < graph.num_entities).sum())
+            asked["test"] += f", in another graph of {num_triples:,} triples, {graph.num_entities:,} entities, "
+            asked["test"] += _types(graph)
+        return f"{read}; validation {asked['val']}; test {asked['test']}"
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -72,7 +98,8 @@ def read_folder(path: Path, inference_path: Path | None, problems: Problems) -> 
         asked = training
     else:
         # Published inductive sets ask about entities without a triple in the inference graph: those stand there alone.
-        asked = _Reader(inference_path, Vocabulary(relations=training.vocabulary.relations), problems)
+        known_relations = Vocabulary(relations=training.vocabulary.relations)
+        asked = _Reader(inference_path, known_relations, problems, "domain.inference_path: ")
         asked.read("train")
         asked.read_optional("valid")
     test = asked.read("test")
@@ -101,14 +128,19 @@ def read_folder(path: Path, inference_path: Path | None, problems: Problems) -> 
         known=known,
         names=[*training.entities, *names],
         test_names=[*asked.entities, *names],
+        odd=list(_oddities(training, asked, given, types, (graph, test_graph))),
     )
 
 
 class _Reader:
-    """Reads files of a folder in turn; no triple may stand in two of them."""
+    """Reads files of a folder in turn; no triple may stand in two of them.
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, problems: Problems) -> None:
-        self.folder, self.vocabulary, self.problems = folder, vocabulary, problems
+    Args:
+        where: which folder this is, before what is said of its files.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, problems: Problems, where: str = "") -> None:
+        self.folder, self.vocabulary, self.problems, self.where = folder, vocabulary, problems, where
         self.triples: dict[str, Triples] = {}
 
     @property
@@ -120,13 +152,73 @@ class _Reader:
 
     def read(self, stem: str) -> Triples:
         path = required_file(self.folder, stem)
-        triples = read_triples(path, self.vocabulary, self.problems)
-        for name, others in self.triples.items():
-            triples = drop_known(path, triples, others, name, self.problems)
-        if not len(triples):
-            raise ConfigError(f"{path} holds no triple that the other files do not hold: nothing is left to ask about")
-        self.triples[stem] = triples
-        return triples
+        told = len(self.problems.warnings)
+        self.triples[stem] = read_triples(path, self.vocabulary, self.problems, self.triples)
+        self.problems.warnings[told:] = [self.where + said for said in self.problems.warnings[told:]]
+        return self.triples[stem]
+
+
+def _oddities(
+    training: _Reader,
+    asked: _Reader,
+    given: Mapping[str, Triples | None],
+    types: Mapping[str, list[str]],
+    graphs: Sequence[TripleGraph],
+) -> Iterator[str]:
+    """What no line is to blame for, but is hardly meant."""
+    entities, relations = training.vocabulary.entities, training.vocabulary.relations
+    train = training.triples["train"]
+    if (header := _header(training)) is not None and not types.keys() & header:
+        yield (
+            f"{required_file(training.folder, 'train').name}, line {train.line[0]}, was read as a triple but may be a "
+            f"header: none of {', '.join(header)} occurs anywhere else{HEADER_HINT}"
+        )
+    both = [name for name in relations if name in entities]
+    if 2 * len(both) > len(relations):
+        yield (
+            f"{len(both):,} of {len(relations):,} relations are entities too, {both[0]!r} for one: are the columns "
+            "subject, predicate and object, in this order? If not, a first line that names them gives it"
+        )
+    if (given["val"] is None) != (given["test"] is None):
+        has, lacks = ("test", "valid") if given["val"] is None else ("valid", "test")
+        yield (
+            f"false triples are given for {has} and not for {lacks}, where corruptions take their place: thresholds "
+            f"are chosen on another kind of false triple than they are used on; {lacks}_negatives would mend that"
+        )
+    if asked is not training:
+        theirs = asked.triples["train"]
+        same = asked.entities[: len(entities)] == list(entities) and np.array_equal(theirs.spo, train.spo)
+        if same:
+            yield (
+                "domain.inference_path holds the same train as domain.path: nothing in it is new; leave it out to be "
+                "asked about these entities, or name another folder"
+            )
+    where = ("train", "the graph of domain.inference_path")
+    for graph, name in zip(graphs, where[: 1 + (asked is not training)], strict=False):
+        if types and not _num_typed(graph):
+            found = next(iter(types))
+            yield f"entity2types has no type of any entity of {name}: it speaks of {found!r} and others"
+
+
+def _header(training: _Reader) -> list[str] | None:
+    """The names of the first triple of ``train``, if none of the three occurs anywhere else."""
+    triples = list(training.triples.values())
+    subject, relation, object_ = (int(column[0]) for column in triples[0].spo)
+    ends = np.concatenate([end for part in triples for end in (part.subject, part.object)])
+    relations = np.concatenate([part.relation for part in triples])
+    times = [(ends == subject).sum(), (relations == relation).sum(), (ends == object_).sum()]
+    entities = training.entities
+    names = [entities[subject], list(training.vocabulary.relations)[relation], entities[object_]]
+    return names if max(times) == 1 and len(triples[0]) > 1 else None
+
+
+def _num_typed(graph: TripleGraph) -> int:
+    return int((graph.x[: graph.num_entities] > 0).sum())
+
+
+def _types(graph: TripleGraph) -> str:
+    typed = _num_typed(graph)
+    return f"types of {typed:,} entities" if typed else "no types"
 
 
 def _type_names(types: Mapping[str, list[str]]) -> list[str]:

@@ -18,7 +18,7 @@ from nsm.data.own_triples import OwnTriplesDataModule, TriplesConfig
 from nsm.data.scores import load_scores
 from nsm.data.subgraphs import NONE
 from nsm.data.triple_shortcuts import Shortcuts
-from tests.triple_folders import make_folder, read
+from tests.triple_folders import make_folder, read, write
 
 Make = Callable[..., OwnTriplesDataModule]
 CODEX = Path(__file__).parents[3] / "shared" / "data" / "codex-s"
@@ -85,6 +85,37 @@ def test_given_false_triples_are_taken(make: Make, folders: Path) -> None:
     _, y = candidates_of(datamodule, "test")
     assert (y == 0).sum() == len(read(folders / "false" / "test_negatives.txt"))
     datamodule.check_disjoint()
+
+
+def test_every_run_tells_what_was_read(folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_folder(tmp_path / "odd", false=True)
+    (folder / "valid_negatives.txt").unlink()
+    with (folder / "test.txt").open("a") as file:
+        file.write("e1\tnext\n")
+    settings = {"path": str(folder), "cache_dir": str(tmp_path / "data"), "strict": False}
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        with caplog.at_level("INFO", logger="nsm.data.own_triples"):
+            datamodule = OwnTriplesDataModule(**settings)
+            datamodule.prepare_data()
+            datamodule.setup()
+        told = [record.getMessage() for record in caplog.records if not record.getMessage().startswith("reading")]
+        assert [said.split(":")[0] for said in told if said.startswith(("train ", "test.txt"))] == [told[0], "test.txt"]
+        false = (candidates_of(datamodule, "val")[1] == 0).sum()
+        size = len(read(folder / "test.txt")) - 1
+        assert told[0].endswith(f" true, {false} corrupted; test {size} true, {size} given as false")
+        assert sum(said.startswith("false triples are given for test and not for valid") for said in told) == 1
+
+
+def test_corruptions_that_could_not_be_made_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "train.txt", [(s, "r", o) for s in "abcd" for o in "abcd" if s != o and s + o not in ("ab", "cd")])
+    write(tmp_path / "valid.txt", [("a", "r", "b")])
+    write(tmp_path / "test.txt", [("c", "r", "d")])
+    content = OwnTriplesDataModule(path=str(tmp_path))._read(np.random.default_rng(0))
+    assert "test 1 true, 0 corrupted" in content["summary"]
+    (said,) = content["warnings"]
+    assert said.startswith("corruptions that could not be made, since every end tried ")
+    assert said.endswith("1 of 1 in test")
 
 
 def test_no_corruption_is_known_to_be_true(make: Make) -> None:
@@ -371,7 +402,7 @@ def test_shuffled_labels(make: Make) -> None:
 
 
 def test_the_folder_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"domain\.path=None .* set it to the folder with train, valid and test"):
+    with pytest.raises(ConfigError, match=r"^set domain\.path= to the folder with train, valid and test"):
         OwnTriplesDataModule().prepare_data()
 
 

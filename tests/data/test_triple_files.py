@@ -55,6 +55,9 @@ def test_the_same_triples_in_every_format(tmp_path: Path, name: str, content: st
     [
         ("x.txt", "a\tr\tb\nb\tr\tc\t0.25\nc\tr\ta\t0.5\t3\n"),
         ("x.csv", "level,subject,predicate,object,confidence\n1,a,r,b,1\n1,b,r,c,0.25\n3,c,r,a,.5\n"),
+        ("x.csv", "level,subject,predicate,object,confidence\n,a,r,b,\n,b,r,c,0.25\n3,c,r,a,.5\n"),
+        ("x.txt", "s\tp\to\tconfidence\tlevel\na\tr\tb\t \t\nb\tr\tc\t0.25\t\nc\tr\ta\t.5\t3\n"),
+        ("x.txt", "a\tr\tb\t\nb\tr\tc\t0.25\t\nc\tr\ta\t0.5\t3\n"),
     ],
 )
 def test_confidence_and_level(tmp_path: Path, name: str, content: str) -> None:
@@ -94,7 +97,64 @@ def test_bad_lines_are_refused_with_their_number_or_dropped_and_counted(tmp_path
     triples, vocabulary, problems = read_text(path, content, strict=False)
     assert names(triples, vocabulary) == [("x", "likes", "y"), ("y", "likes", "x")]
     assert triples.line.tolist() == [1, 3]
-    assert problems.dropped == {kind: 1}
+    assert problems.dropped == {path: {kind: 1}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("x\ty\n" + PLAIN, "line 1: 2 columns instead of 3 to 5; the columns are "),
+        (PLAIN + "x\ty\n" * 2, "separated by tabs; and 1 more line like it (domain.strict=false"),
+        (PLAIN * 9 + "x\ty\nx\t\ty\n" * 7, "; and 6 more lines like it; and 23 with other faults (domain.strict=false"),
+    ],
+)
+def test_the_first_fault_says_how_many_others_there_are(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_text(tmp_path / "train.txt", content)
+    assert said in str(caught.value)
+    assert ("more line" in str(caught.value)) == ("more line" in said)
+
+
+def test_the_first_fault_comes_before_what_ends_the_reading_unless_it_is_dropped(tmp_path: Path) -> None:
+    content = "s,p,o\na,r,b\na,r\nb,r,a\n" + 'a,"r,b\n'
+    with pytest.raises(ConfigError, match=r"line 3: 2 columns where the header has 3"):
+        read_text(tmp_path / "x.csv", content)
+    with pytest.raises(ConfigError, match=r"line 5: not CSV"):
+        read_text(tmp_path / "x.csv", content, strict=False)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_dropping_more_than_half_of_a_file_is_no_remedy(tmp_path: Path, strict: bool) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_text(tmp_path / "x.txt", PLAIN.replace("\t", " ") * 150, strict=strict)
+    said = "put tabs where the spaces are; and 299 more lines like it (300 of its 300 lines cannot be used"
+    assert said in str(caught.value)
+    assert "strict=false" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"line 3: .*\(3 of its 5 lines cannot be used"):
+        read_text(tmp_path / "x.txt", PLAIN + "a\t\tb\n" * 3, strict=strict)
+
+
+def test_half_a_file_and_any_number_of_repetitions_may_be_dropped(tmp_path: Path) -> None:
+    for content in (PLAIN + "a\t\tb\n" * 2, PLAIN * 5):
+        triples, _, problems = read_text(tmp_path / "x.txt", content, strict=False)
+        assert len(triples) == 2
+        assert problems.dropped[tmp_path / "x.txt"].total() == content.count("\n") - 2
+
+
+def test_what_is_dropped_is_told_by_file_and_loudly_above_5_percent(tmp_path: Path) -> None:
+    good = "".join(f"a\tr\tb{i}\n" for i in range(95))
+    _, _, problems = read_text(tmp_path / "x.txt", good + "a\t\tb\n" * 5, strict=False)
+    few = "x.txt: domain.strict=false dropped 5 of its 100 lines: 5 empty field (the first in line 96: "
+    assert problems.warnings == [few + "the predicate is empty)"]
+    _, _, problems = read_text(tmp_path / "x.txt", good + "a\tr\n" * 5 + good[:7], strict=False)
+    assert "5 wrong number of columns (the first in line 96: " in problems.warnings[0]
+    assert "1 duplicate (line 101: the triple of line 1 again)" in problems.warnings[0]
+    assert "LOST" not in problems.warnings[0]  # a repetition loses nothing
+    _, _, problems = read_text(tmp_path / "x.txt", good + "a\tr\n" * 6, strict=False)
+    assert "6 % OF THE FILE IS LOST" in problems.warnings[0]
+    assert "most likely a name holds the separator" in problems.warnings[0]
+    with pytest.raises(ConfigError, match=r"domain\.strict=false would drop 6 of its 101 lines; most likely a name"):
+        read_text(tmp_path / "x.txt", good + "a\tr\n" * 6)
 
 
 def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
@@ -106,7 +166,7 @@ def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
         file.write(b"\nb\tr\ta\n")
     problems = Problems(strict=False)
     assert read_triples(path, Vocabulary(), problems).line.tolist() == [1, 3]
-    assert problems.dropped == {"line too long": 1}
+    assert problems.dropped == {path: {"line too long": 1}}
 
 
 @pytest.mark.parametrize(
@@ -114,8 +174,12 @@ def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
     [
         ("x.txt", "", "holds no triple"),
         ("x.txt", "# only this\n", "holds no triple"),
-        ("x.txt", "a\tr\tb\n".encode("utf-16"), "line 1: byte 1 of the line (0xff) is not UTF-8"),
+        ("x.txt", "a\tr\tb\n".encode("utf-16"), "is UTF-16"),
         ("x.csv", "a,likes,b\n", "line 1: a .csv begins with the names of its columns"),
+        ("x.txt", b"\xfe\xff" + "a\tr\tb\n".encode("utf-16-be"), "is UTF-16"),
+        ("x.csv", "s;p;o\na;likes;b\n", "line 1: the columns of a .csv stand between commas, not semicolons"),
+        ("x.csv", "s\tp\to\na\tlikes\tb\n", "line 1: the columns of a .csv stand between commas, not tabs"),
+        ("x.txt", "a,likes,b\n", "line 1: 1 column instead of 3 to 5; put tabs where the commas are"),
         ("x.csv", "s,p,o\na,likes,b,c\n", "line 2: 4 columns where the header has 3"),
         ("x.csv", 's,p,o\na,"likes,b\n', "not CSV"),
         ("x.txt.gz", b"a\tr\tb\n", "not a whole gzip file"),
@@ -127,6 +191,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str | byt
         read_text(tmp_path / name, content)
     assert str(tmp_path / name) in str(caught.value)
     assert message in str(caught.value)
+    assert "strict=false" not in str(caught.value)
 
 
 def test_types_in_both_formats(tmp_path: Path) -> None:
@@ -140,6 +205,10 @@ def test_types_in_both_formats(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"entity2types\.json") as caught:
             read_types(tmp_path)
         assert message in str(caught.value)
+    (tmp_path / "entity2types.json").unlink()
+    (tmp_path / "entity2types.tsv").write_bytes(b"a\tperson\n" + b"\xe9\tcity\n" * 2)
+    with pytest.raises(ConfigError, match=r"entity2types\.tsv, line 2: .* not UTF-8; .*; and 1 more line like it$"):
+        read_types(tmp_path)
 
 
 def load(path: Path, inference_path: Path | None = None, *, strict: bool = True) -> tuple[TripleFolder, Problems]:
@@ -255,7 +324,7 @@ def test_what_files_must_not_share(tmp_path: Path, name: str, line: str, message
     assert f"{folder / name}, line {number}: " in str(caught.value)
     assert message in str(caught.value)
     found, problems = load(folder, strict=False)
-    assert problems.dropped == {kind: 1}
+    assert problems.dropped == {folder / name: {kind: 1}}
     for split, triples in whole.true.items():
         assert np.array_equal(found.true[split].spo, triples.spo)
 
@@ -268,14 +337,95 @@ def test_missing_and_doubled_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"valid.txt and valid.tsv are both there: keep one"):
         load(folder)
     (folder / "valid.tsv").unlink()
-    (folder / "valid.txt").unlink()
-    with pytest.raises(ConfigError, match=r"there is no valid.txt in .*: it must hold train, valid and test"):
+    (folder / "valid.txt").rename(folder / "valid.nt")
+    with pytest.raises(ConfigError, match=r"there is no valid.txt in .*, but valid.nt: it must hold train, valid and"):
         load(folder)
     assert find_file(folder, "valid") is None
+    for stem, other in (("valid", "dev"), ("valid", "Validation"), ("train", "Train"), ("test", "testing")):
+        folder = make_folder(tmp_path / other)
+        (folder / f"{stem}.txt").rename(folder / f"{other}.TXT")
+        with pytest.raises(ConfigError, match=rf"no {stem}.txt in .*, but {other}.TXT: call that {stem}.txt$"):
+            load(folder)
+    with pytest.raises(ConfigError, match=r"train\.txt is a file: name its folder instead, "):
+        load(make_folder(tmp_path) / "train.txt")
+
+
+def headed(path: Path) -> None:
+    path.write_text("entity1\trelationship\tentity2\n" + path.read_text())
+
+
+def swapped(path: Path) -> None:
+    write(path, [(s, o, r) for s, r, o in read(path)])
+
+
+def test_what_is_hardly_meant_is_told(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "whole", false=True)
+    inference = make_folder(tmp_path / "inference", num_entities=30, seed=1, prefix="new", false=True)
+    assert load(folder)[0].odd == []
+    assert load(folder, inference)[0].odd == []
+    assert load(make_folder(tmp_path / "plain", types=False))[0].odd == []
+
+    def odd(name: str, *paths: Path | None) -> str:
+        (said,) = load(tmp_path / name, *paths)[0].odd
+        return said
+
+    headed(make_folder(tmp_path / "headed") / "train.txt")
+    assert odd("headed").startswith("train.txt, line 1, was read as a triple but may be a header: none of entity1, ")
+    (make_folder(tmp_path / "types", types=False) / "entity2types.json").write_text('{"a": "person"}')
+    assert odd("types").startswith("entity2types has no type of any entity of train: it speaks of 'a'")
+    (make_folder(tmp_path / "unfair", false=True) / "valid_negatives.txt").unlink()
+    assert odd("unfair").startswith("false triples are given for test and not for valid")
+    (tmp_path / "unfair" / "test_negatives.txt").rename(tmp_path / "unfair" / "valid_negatives.txt")
+    assert odd("unfair").startswith("false triples are given for valid and not for test")
+    assert odd("whole", folder).startswith("domain.inference_path holds the same train as domain.path")
+    (inference / "entity2types.tsv").unlink()
+    assert "no type of any entity of the graph of domain.inference_path" in odd("whole", inference)
+
+
+def test_a_header_in_every_file_is_suspected(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, types=False)
+    headed(folder / "valid.txt")
+    with pytest.raises(ConfigError, match=r"valid\.txt, line 1: unknown entity 'entity1'; .*if it names the columns"):
+        load(folder)
+    headed(folder / "train.txt")
+    with pytest.raises(
+        ConfigError, match=r"valid\.txt, line 1: the triple is also in train; .*if it names the columns"
+    ):
+        load(folder)
+    assert "may be a header" in load(folder, strict=False)[0].odd[0]
+
+
+def test_swapped_columns_are_suspected(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, num_entities=120, types=False)
+    for name in ("train", "valid", "test"):
+        swapped(folder / f"{name}.txt")
+    with pytest.raises(ConfigError, match=r"train has it as an entity: are the columns subject, predicate and object"):
+        load(folder)
+    (said,) = load(folder, strict=False)[0].odd
+    assert "relations are entities too" in said
+
+
+def test_what_was_read_is_told_in_a_line(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "seen", false=True)
+    lines = (folder / "train.txt").read_text().splitlines()
+    (folder / "train.txt").write_text("\n".join([lines[0] + "\t0.1", *lines[1:]]) + "\n")
+    sizes = [len(read(folder / f"{name}.txt")) for name in ("valid", "test")]
+    found, _ = load(folder)
+    assert found.summary({"val": sizes[0], "test": sizes[1]}) == (
+        f"train {len(lines)} triples (1 not believed: confidence below 0.5), 40 entities, 3 relations, types of 40 "
+        f"entities; validation {sizes[0]} true, {sizes[0]} given as false; test {sizes[1]} true, "
+        f"{sizes[1]} given as false"
+    )
+    unseen = make_folder(tmp_path / "unseen", num_entities=30, seed=1, prefix="new", types=False)
+    size = [len(read(unseen / f"{name}.txt")) for name in ("train", "test")]
+    found, _ = load(make_folder(tmp_path / "plain", types=False), unseen)
+    expected = f"test {size[1]} true, 9 corrupted, in another graph of {size[0]} triples, 30 entities, no types"
+    assert found.summary({"val": 7, "test": 9}).endswith(expected)
+    assert "3 relations, no types; validation" in found.summary({"val": 7, "test": 9})
 
 
 def test_a_test_that_only_repeats_training_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     write(folder / "test.txt", read(folder / "train.txt")[:5])
-    with pytest.raises(ConfigError, match="nothing is left to ask about"):
+    with pytest.raises(ConfigError, match=r"is also in train; .* and 4 more lines like it \(5 of its 5 lines"):
         load(folder, strict=False)
