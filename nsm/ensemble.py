@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = parser.parse_args(arguments).runs
     try:
         rows = {str(run): figures(average([run])) for run in runs}
-        rows["average"] = figures(average(runs))
+        if len(runs) > 1:
+            rows["average"] = figures(average(runs))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     width = max(map(len, rows))

@@ -5,8 +5,6 @@ training triples without it, as in the kg domain. True candidates are the triple
 it or made by corruption.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from nsm.data.corruptions import KnownTriples, corrupt
 from nsm.data.datamodule import Scorer, TripleDataModule
 from nsm.data.protocols import PROTOCOLS, auc_pr, triple_classification
 from nsm.data.ranking import Ranker
-from nsm.data.scores import Scored, save_scores
+from nsm.data.scores import Scored, save_predictions, save_scores
 from nsm.data.shortcuts import majority
 from nsm.data.subgraph_dataset import SubgraphDataset
 from nsm.data.subgraphs import NONE, Extractor, TripleGraph
@@ -30,10 +28,8 @@ from nsm.data.triple_files import Triples, triple_keys
 from nsm.data.triple_folder import TripleFolder, file_digests, read_folder
 from nsm.data.triple_lines import Problems
 from nsm.data.triples import TripleDataset
-from nsm.storage import write_whole
 
 log = logging.getLogger(__name__)
-PREDICTIONS = "predictions_test.tsv"
 SPLITS = ("train", "val", "test")
 GRAPH_PARTS = ("subject", "relation", "object", "confidence", "x", "level", "num_entities")
 
@@ -147,7 +143,9 @@ class OwnTriplesDataModule(TripleDataModule):
         datasets = {"val": self.val_set, "test": self.test_set}
         scored = {name: self._scored(dataset, scorer) for name, dataset in datasets.items()}
         save_scores(folder, {name: _triples(dataset.columns).numpy() for name, dataset in datasets.items()}, scored)
-        self._write_predictions(folder, scored)
+        candidates = _triples(self.test_set.columns).tolist()
+        named = [self._names[-1], self.relations, self._names[-1]]
+        save_predictions(folder, candidates, named, scored["test"], protocols.answers(scored["val"], scored["test"]))
         figures: dict[str, float] = {}
         if "triple_classification" in config.protocols:
             figures |= triple_classification(scored["val"], scored["test"])
@@ -172,18 +170,6 @@ class OwnTriplesDataModule(TripleDataModule):
         names = self._names[-1 if dataset is self.test_set else 0]
         nodes = dataset.extractor.extract(dataset.candidates(np.array([position]))).nodes
         return [names[node] for node in nodes.tolist()]
-
-    def _write_predictions(self, folder: Path, scored: Mapping[str, Scored]) -> None:
-        """Every test candidate by name: what it is, how it scores, and how it is answered."""
-        test, names = scored["test"], self._names[-1]
-        subject, relation, object_ = _triples(self.test_set.columns).tolist()
-        answer = protocols.answers(scored["val"], test).astype(int)
-        text = io.StringIO()
-        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-        writer.writerow(("subject", "predicate", "object", "y", "score", "answer"))
-        for s, r, o, *rest in zip(subject, relation, object_, test.y, test.score, answer, strict=True):
-            writer.writerow((names[s], self.relations[r], names[o], *rest))
-        write_whole(folder / PREDICTIONS, text.getvalue().encode())
 
     def _scored(self, dataset: SubgraphDataset, scorer: Scorer) -> Scored:
         scores = torch.cat([scorer.samples(batch) for batch in self._eval_loader(dataset)])

@@ -1,10 +1,11 @@
-"""The scores of a run's candidate triples, in its folder, so that those of several runs can be averaged.
+"""The scores of a run's candidate triples, in its folder: to be averaged with those of other runs, and to be read.
 
 Shape letters: K triples.
 """
 
+import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from nsm.storage import DamagedError, write_whole
 
-SCORES = "scores.npz"
+SCORES, PREDICTIONS = "scores.npz", "predictions_test.tsv"
 SETS = ("val", "test")
 
 
@@ -38,6 +39,23 @@ def save_scores(folder: Path, triples: Mapping[str, np.ndarray], scored: Mapping
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_whole(folder / SCORES, buffer.getvalue())
+
+
+def save_predictions(
+    folder: Path, triples: Sequence[Sequence[int]], names: Sequence[Sequence[str]], scored: Scored, answer: np.ndarray
+) -> None:
+    """Write every test candidate by name: what it is, how it scores, and how it is answered.
+
+    Args:
+        triples: subject, relation, object [3, K] as numbers. names: what they are called, for each of the three.
+        answer: [K].
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(("subject", "predicate", "object", "y", "score", "answer"))
+    called = ([table[number] for number in column] for table, column in zip(names, triples, strict=True))
+    writer.writerows(zip(*called, scored.y, scored.score, answer.astype(int), strict=True))
+    write_whole(folder / PREDICTIONS, text.getvalue().encode())
 
 
 def load_scores(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Scored]]:
