@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from nsm.report import main
-from nsm.reporting import page, text
+from nsm.reporting import charts, page, text
 from nsm.reporting.records import find_runs
 from nsm.reporting.summary import Summary, summarise
-from tests.browser import screenshots
+from tests.browser import browser, screenshots
 
 EPOCHS = [
     {"epoch": number, "val/loss": 1 / number, "val/accuracy": 0.7 + number / 100, "val/cycle_loss": 0.5, "lr": 1e-3}
@@ -341,6 +341,43 @@ def test_runs_that_never_began_are_no_configurations(tmp_path: Path) -> None:
     assert text.table(summary).count("ConfigError: no folder") == 3
 
 
+def marks(chart: str) -> list[str]:
+    """Texts of a chart."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+
+
+def test_one_diverged_run_does_not_flatten_the_others(tmp_path: Path) -> None:
+    for number in range(3):
+        add_run(tmp_path / str(number), 0.8, f"model.dropout=0.{number}")
+    loss, accuracy, _ = charts.curves(list(enumerate(summary_of(tmp_path).configurations)))
+    assert "validation loss" in marks(loss)
+    assert "validation accuracy at P &gt; .5" in marks(accuracy)
+    (tmp_path / "2" / "training_history.json").write_text(json.dumps([{"epoch": 1, "val/loss": 1.4e6}]))
+    loss = charts.curves(list(enumerate(summary_of(tmp_path).configurations)))[0]
+    assert "validation loss (logarithmic)" in marks(loss)
+
+
+def test_what_has_no_result_is_dashed_and_crossed_out(tmp_path: Path) -> None:
+    for number in (1, 2):
+        add_run(tmp_path / str(number), 0.8, f"model.dropout=0.{number}")
+    whole = page.render(summary_of(tmp_path), folders=[tmp_path])
+    assert "stroke-dasharray" not in "".join(charts.curves(list(enumerate(summary_of(tmp_path).configurations))))
+    add_run(tmp_path / "stopped", None, "model.dropout=0.3", status="interrupted", test=None)
+    add_run(tmp_path / "failed", None, "model.dropout=0.4", status="failed", error="RunError: nan", test=None)
+    summary = summary_of(tmp_path)
+    curves = charts.curves(list(enumerate(summary.configurations)))
+    assert [chart.count("stroke-dasharray") for chart in curves] == [2, 2, 2]
+    (chart,) = charts.slices(summary.configurations)
+    assert {"0.1", "0.2", "0.3", "0.4"} <= set(marks(chart))
+    shown = page.render(summary, folders=[tmp_path])
+    assert "Crosses: no result so far" in shown
+    assert "Crosses" not in whole
+    assert shown.count("dashed: 1 run that did not end") == 2
+    for seed in range(8):
+        add_run(tmp_path / f"more-{seed}", 0.8, f"model.dropout=0.5{seed}")
+    assert "dashed: 1 run that did not end" in page.render(summary_of(tmp_path), folders=[tmp_path])
+
+
 def test_verdicts_of_what_did_not_work(tmp_path: Path) -> None:
     add_run(tmp_path / "a", 0.6, collapsed=True)
     add_run(tmp_path / "b", 0.78, seed=1)
@@ -422,3 +459,21 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         assert view.scroll_width <= view.width, f"{name} is wider than its screen"
         assert view.image.stat().st_size > 50_000
     assert seen["light"].background != seen["dark"].background
+
+
+def test_no_table_is_wider_than_a_small_window(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    spoil(tmp_path)
+    long = ["schedule.accumulate_batches=16", "schedule.early_stopping_patience=0.25"]
+    for number in (1, 2):
+        add_run(tmp_path / f"a-folder-with-a-long-name-{number}", 0.9, *long[:number], cost_usd=1.0, seed=7)
+    main([str(tmp_path)])
+    with browser() as opened:
+        for width in (390, 1000, 1239, 1240, 1400):
+            shown = opened.new_page(viewport={"width": width, "height": 900})
+            shown.goto((tmp_path / "report.html").as_uri())
+            wide = "tables => tables.filter(table => table.scrollWidth > table.clientWidth).length"
+            assert shown.eval_on_selector_all(".scroll:has(.stack)", wide) == 0, width
+            apart = "all => all.filter(pair => pair.getClientRects().length > 1 || pair.offsetHeight > 30).length"
+            assert width < 1000 or shown.eval_on_selector_all(".stack .pair", apart) == 0, width
+            shown.close()
