@@ -126,6 +126,13 @@ def test_unreadable_settings_leave_what_was_given(tmp_path: Path) -> None:
     assert grouped(tmp_path) == {"nsm, dropout=0.2": [0, 1], "nsm, dropout=0.3": [2, 3]}
 
 
+def test_what_yaml_makes_of_a_value_stops_nothing(tmp_path: Path) -> None:
+    for day in (1, 2):
+        path = add(tmp_path, seed=day) / ".hydra" / "config.yaml"
+        path.write_text(path.read_text().replace("num_worlds: 400", f"num_worlds: 2026-11-0{day}"))
+    assert grouped(tmp_path) == {"nsm, num_worlds=2026-11-01": [1], "nsm, num_worlds=2026-11-02": [2]}
+
+
 def test_references_are_followed(tmp_path: Path) -> None:
     path = add(tmp_path) / ".hydra" / "config.yaml"
     (plain,) = find_runs([tmp_path])

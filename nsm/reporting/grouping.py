@@ -99,7 +99,7 @@ def name(groups: Sequence[Group]) -> dict[str, str]:
 
 def shown(value: Any) -> str:
     """A value as one would give it; the same, however it was given."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str).replace('"', "")
 
 
 def _completed(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
@@ -109,13 +109,14 @@ def _completed(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
     """
     own = {id(run): {key: _shown(key, value) for key, value in run.settings.items()} for run in runs}
     keys = set().union(*own.values())
+    different = {(frozenset(own[id(run)].items()), frozenset(run.given)): run for run in runs}.values()
     found: dict[int, dict[str, str]] = {}
     for run in runs:
         mine = own[id(run)]
         found[id(run)] = dict(mine)
         if len(mine) == len(keys):
             continue
-        by_likeness = sorted(runs, key=lambda other: len(mine.items() & own[id(other)].items()), reverse=True)
+        by_likeness = sorted(different, key=lambda other: len(mine.items() & own[id(other)].items()), reverse=True)
         for key in keys - mine.keys():
             defaults = (
                 own[id(other)][key] for other in by_likeness if key in other.settings and key not in other.given
