@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from nsm.data.protocols import auc_pr, triple_classification
-from nsm.data.scores import SCORES, SETS, Scored, load_scores
+from nsm.data.scores import SETS, Scored, load_scores
+from nsm.files import SCORES
 
 FIGURES = ("accuracy", "accuracy_matched", "auc_pr", "auroc")
 

@@ -19,6 +19,8 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Colours that the colour-blind tell apart (Okabe and Ito 2008), two added for long legends."""
 INK, FAINT, OTHER = "#333333", "#d0d0d0", "#909090"
 """Colour of text, of grids, and of what has no colour of its own."""
+Z = 1.96
+"""Standard errors on both sides of a 95 % interval."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -84,17 +86,21 @@ def calibration(bins: Sequence[Mapping[str, Any]], title: str) -> Figure:
     Args:
         bins: rows with the bounds ``low`` and ``high``, ``count``, mean ``probability`` and ``frequency`` of class 1.
     """
-    figure = Figure(figsize=(4.4, 4.8), layout="constrained")
+    figure = Figure(figsize=(4.4, 5.0), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     filled = [row for row in bins if row["count"]]
     above.plot((0, 1), (0, 1), color=INK, linewidth=0.8, linestyle="--", label="perfectly calibrated")
-    probability, frequency = ([row[key] for row in filled] for key in ("probability", "frequency"))
-    above.vlines(probability, probability, frequency, color=PALETTE[1], linewidth=2, alpha=0.6, label="gap")
-    area = [10 + 90 * row["count"] / max(row["count"] for row in filled) for row in filled]
-    above.plot(probability, frequency, color=PALETTE[0], linewidth=1)
-    above.scatter(probability, frequency, area, color=PALETTE[0], label="model (area: samples)", zorder=3)
+    columns = ("probability", "frequency", "count")
+    probability, frequency, count = (np.array([row[key] for row in filled], dtype=float) for key in columns)
+    # Wilson (1927), which stays within 0 and 1, and is wide where a bin holds few samples.
+    middle = (frequency + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z * np.sqrt(frequency * (1 - frequency) / count + (Z / (2 * count)) ** 2) / (1 + Z**2 / count)
+    above.vlines(probability, middle - half, middle + half, color=PALETTE[0], linewidth=1, alpha=0.5)
+    area = 4 + 90 * count / count.max(initial=1)
+    label = "model, 95 % interval; area: samples"
+    above.scatter(probability, frequency, area, color=PALETTE[0], label=label, zorder=3, clip_on=False)
     above.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is of class 1", title=title)
-    above.legend(loc="best")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, handlelength=1.4, columnspacing=1.2)
     centres = [(row["low"] + row["high"]) / 2 for row in bins]
     widths = [row["high"] - row["low"] for row in bins]
     below.bar(centres, [row["count"] for row in bins], widths, color=PALETTE[0])

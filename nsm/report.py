@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="do it again and again")
     options = parser.parse_args(arguments)
+    if options.metrics and not options.markdown:
+        parser.error("--metrics chooses the columns of --markdown")
     missing = [str(folder) for folder in options.folders if not folder.is_dir()]
     if missing:
         parser.error(f"no folder {', '.join(missing)}; runs lie in outputs/ unless hydra.run.dir= says otherwise")
@@ -40,12 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print("\033[2J\033[H", end="")
             if not summary.runs and options.watch is None:
                 parser.error(f"no runs beneath {', '.join(map(str, options.folders))}")
+            if unknown := text.unknown_figures(summary, options.metrics):
+                parser.error(unknown)
             show(summary, options)
+            sys.stdout.flush()
             if options.watch is None:
                 return
             time.sleep(options.watch)
     except KeyboardInterrupt:
         return
+    except BrokenPipeError:  # whoever read has seen enough; Python would say so once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(summary: Summary, options: argparse.Namespace) -> None:

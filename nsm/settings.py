@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 GROUPS = ("domain.", "model.", "schedule.", "task.")
-LOADING = ("domain.seed", "domain.cache_dir", "domain.num_workers", "domain.pin_memory", "domain.eval_batch_size")
-"""Settings of a domain that do not decide its results, or only as the seed does."""
+INDECISIVE = (
+    *("domain.seed", "domain.cache_dir", "domain.num_workers", "domain.pin_memory", "domain.eval_batch_size"),
+    *("schedule.checkpoint_every_epochs", "schedule.checkpoint_every_minutes"),
+)
+"""Settings of these groups that do not decide a result, or only as the seed does."""
 
 
 def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -14,7 +17,7 @@ def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     What the domain merely prefers is left out: it is in what refers to it. So is its class: it has a name.
     """
     deciding = {key: value for key, value in flatten(settings).items() if key.startswith(GROUPS)}
-    return {key: value for key, value in deciding.items() if key not in LOADING and not key.endswith("._target_")}
+    return {key: value for key, value in deciding.items() if key not in INDECISIVE and not key.endswith("._target_")}
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import shlex
 import sys
 import time
 import warnings
@@ -24,6 +23,7 @@ from nsm import callbacks, checkpoints, cli, data, devices, models, resume, runs
 from nsm.config import Config, check, read_config, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
 from nsm.failures import RunError, explained, explaining
+from nsm.files import continuing
 from nsm.interrupts import Interrupts
 from nsm.module import NSMModule, build_module, epochs_and_steps
 from nsm.probe import structure_only_error
@@ -46,8 +46,7 @@ def main(composed: DictConfig) -> float:
     try:
         return train(composed, folder)
     except KeyboardInterrupt:
-        overrides = [*HydraConfig.get().overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder}"]
-        log.warning("interrupted; to continue: %s", shlex.join(["python", "-m", "nsm.train", *overrides]))
+        log.warning("interrupted; to continue: %s", continuing(HydraConfig.get().overrides.task, folder))
         raise
 
 

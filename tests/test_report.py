@@ -1,11 +1,13 @@
 """The report: what is found on disk, how runs are grouped, what is said of them, and how the page looks."""
 
 import csv
+import html
 import io
 import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,10 +19,10 @@ from typing import Any
 import pytest
 
 from nsm.report import main
-from nsm.reporting import page, text
+from nsm.reporting import charts, page, text
 from nsm.reporting.records import find_runs
 from nsm.reporting.summary import Summary, summarise
-from tests.browser import screenshots
+from tests.browser import browser, screenshots
 
 EPOCHS = [
     {"epoch": number, "val/loss": 1 / number, "val/accuracy": 0.7 + number / 100, "val/cycle_loss": 0.5, "lr": 1e-3}
@@ -70,24 +72,25 @@ def test_mean_over_seeds_of_runs_that_differ_in_nothing_else(tmp_path: Path) -> 
     values = [0.80, 0.84, 0.85]
     for seed, accuracy in enumerate(values):
         add_run(tmp_path / str(seed), accuracy, "hardware=cpu", f"domain.cache_dir={seed}", seed=seed)
-    add_run(tmp_path / "control", 0.5, "domain.control=0")
+    add_run(tmp_path / "control", 0.5, "domain.control=shuffled_labels")
     best, control = summary_of(tmp_path).configurations
     assert (best.name, best.seeds) == ("nsm, 2 levels", [0, 1, 2])
     assert best.score is not None
     assert (best.score.mean, best.score.deviation) == pytest.approx((mean(values), stdev(values)))
     assert best.score.count == 3
-    assert control.name == "nsm, 2 levels, control=0"
+    assert control.name == "nsm, 2 levels, control=shuffled_labels"
     assert control.score is not None
     assert control.score.deviation is None
-    assert best.verdict == ("good", "beats all shortcuts in 3 of 3")
+    assert best.verdict == ("good", "beats all shortcuts in 3 of 3 (+.040)")
     assert best.margins == pytest.approx([0.02, 0.05, 0.05])
-    assert control.verdict == ("bad", "no better than a shortcut in 1 of 1")
+    assert control.verdict == ("bad", "no better than a shortcut in 1 of 1 (-.280)")
 
 
 def test_markdown_table_has_the_columns_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_run(tmp_path / "a", 0.80)
     add_run(tmp_path / "b", 0.84, seed=1)
-    add_run(tmp_path / "c", 0.7, model="flat", levels=None)
+    test = {"accuracy": 0.7, "accuracy_class_0": 0.7, "accuracy_class_1": 0.9, "cycle_error": 0.25, "mrr": None}
+    add_run(tmp_path / "c", model="flat", levels=None, test=test)
     main([str(tmp_path), "--markdown", "--metrics", "accuracy", "cycle_error", "mrr"])
     told = capsys.readouterr().out.splitlines()
     assert told == [
@@ -101,6 +104,24 @@ def test_markdown_table_has_the_columns_asked_for(tmp_path: Path, capsys: pytest
         "To judge by: majority .600 ± .000, predicate_counts .610 ± .000, handcrafted .785 ± .007, "
         "ceiling .848 ± .000. Collapsed runs: 0 of 3.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("acuracy", "did you mean accuracy"),
+        ("zzz", "there are accuracy, accuracy_class_0, accuracy_class_1, "),
+    ],
+)
+def test_metrics_that_no_run_has_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    add_run(tmp_path / "a", 0.80)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--markdown", "--metrics", "accuracy", name])
+    output = capsys.readouterr()
+    assert f"no run has a test figure {name}: {told}" in output.err
+    assert not output.out
 
 
 def test_hyperparameters_that_all_share_are_said_once(tmp_path: Path) -> None:
@@ -135,7 +156,7 @@ def test_of_a_seed_that_ran_twice_the_newer_run_counts(tmp_path: Path) -> None:
     (configuration,) = summary_of(tmp_path).configurations
     assert [run.folder for run in configuration.runs] == [new]
     assert [run.folder for run in configuration.repeated] == [old]
-    assert "1 of them were repeated later" in text.table(summary_of(tmp_path))
+    assert "1 of them was repeated later" in text.table(summary_of(tmp_path))
 
 
 def spoil(folder: Path) -> None:
@@ -265,8 +286,8 @@ def test_page_answers_first_whether_it_learned(tmp_path: Path) -> None:
     assert causal[4] == ".785 +.043 ± .000"
     assert causal[5] == f".848 -{0.848 - mean(best):.3f} ± .007".replace("0.", ".")
     assert "beats all shortcuts in 2 of 2" in causal[6]
-    assert causal[7] == "0: .700 right"
-    assert causal[8] == "nsm, 2 levels -.007 ± .000; dropout=0.0, pool_ratio=0.5"
+    assert causal[6].endswith("class 0: .700 right")
+    assert causal[7] == "nsm, 2 levels -.007 ± .000; dropout=0.0, pool_ratio=0.5"
     assert planning[0] == "planning"
 
 
@@ -288,6 +309,73 @@ def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     for address in inside:
         assert (tmp_path / address).is_dir()
     assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest|<link(?! rel=\"icon\" href=\"data:)", source)
+
+
+def test_a_run_that_did_not_end_is_shown_with_the_command_that_continues_it(tmp_path: Path) -> None:
+    add_run(tmp_path / "done", 0.8, "schedule=smoke", test={"accuracy": 0.8, "mrr": 0.25})
+    stopped = add_run(tmp_path / "a b", None, "model.dropout=0.2", status="interrupted", error=None, test=None)
+    told = text.table(summary_of(tmp_path))
+    assert re.search(r"nsm, 2 levels +1 interrupted +- +- .* dropout=0.2", told)
+    assert re.search(r"nsm, 2 levels +0 +\.800 +\.250 ", told)
+    command = f"python -m nsm.train domain=causal seed=0 model.dropout=0.2 hydra.mode=RUN 'hydra.run.dir={stopped}'"
+    assert f"to continue: {command}" in told
+    shown = page.render(summary_of(tmp_path), folders=[tmp_path])
+    assert command in html.unescape(shown)
+    assert "no result: 1 interrupted" in shown
+    assert "validation accuracy .730 so far" in shown
+    (row,) = (row for row in Page(shown).rows if row[0] == "a b")
+    assert "model.dropout=0.2" in row
+
+
+def test_runs_that_never_began_are_no_configurations(tmp_path: Path) -> None:
+    add_run(tmp_path / "done", 0.8)
+    for name, overrides in (("a", ["domain.path=nowhere"]), ("b", ["model.dropout=0.2"]), ("c", [])):
+        folder = add_run(tmp_path / name, None, *overrides, status="failed", error="ConfigError: no folder", test=None)
+        (folder / "training_history.json").unlink()
+    add_run(tmp_path / "diverged", None, "model.dropout=0.9", status="failed", error="RunError: nan", test=None)
+    summary = summary_of(tmp_path)
+    assert summary.domains == ["causal"]
+    assert [(c.choices, c.outcomes) for c in summary.configurations] == [("", "1 failed"), ("dropout=0.9", "1 failed")]
+    rows = Page(page.render(summary, folders=[tmp_path])).rows
+    assert [row[0] for row in rows].count("nsm, 2 levels dropout=0.2") == 0
+    assert text.table(summary).count("ConfigError: no folder") == 3
+
+
+def marks(chart: str) -> list[str]:
+    """Texts of a chart."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+
+
+def test_one_diverged_run_does_not_flatten_the_others(tmp_path: Path) -> None:
+    for number in range(3):
+        add_run(tmp_path / str(number), 0.8, f"model.dropout=0.{number}")
+    loss, accuracy, _ = charts.curves(list(enumerate(summary_of(tmp_path).configurations)))
+    assert "validation loss" in marks(loss)
+    assert "validation accuracy at P &gt; .5" in marks(accuracy)
+    (tmp_path / "2" / "training_history.json").write_text(json.dumps([{"epoch": 1, "val/loss": 1.4e6}]))
+    loss = charts.curves(list(enumerate(summary_of(tmp_path).configurations)))[0]
+    assert "validation loss (logarithmic)" in marks(loss)
+
+
+def test_what_has_no_result_is_dashed_and_crossed_out(tmp_path: Path) -> None:
+    for number in (1, 2):
+        add_run(tmp_path / str(number), 0.8, f"model.dropout=0.{number}")
+    whole = page.render(summary_of(tmp_path), folders=[tmp_path])
+    assert "stroke-dasharray" not in "".join(charts.curves(list(enumerate(summary_of(tmp_path).configurations))))
+    add_run(tmp_path / "stopped", None, "model.dropout=0.3", status="interrupted", test=None)
+    add_run(tmp_path / "failed", None, "model.dropout=0.4", status="failed", error="RunError: nan", test=None)
+    summary = summary_of(tmp_path)
+    curves = charts.curves(list(enumerate(summary.configurations)))
+    assert [chart.count("stroke-dasharray") for chart in curves] == [2, 2, 2]
+    (chart,) = charts.slices(summary.configurations)
+    assert {"0.1", "0.2", "0.3", "0.4"} <= set(marks(chart))
+    shown = page.render(summary, folders=[tmp_path])
+    assert "Crosses: no result so far" in shown
+    assert "Crosses" not in whole
+    assert shown.count("dashed: 1 run that did not end") == 2
+    for seed in range(8):
+        add_run(tmp_path / f"more-{seed}", 0.8, f"model.dropout=0.5{seed}")
+    assert "dashed: 1 run that did not end" in page.render(summary_of(tmp_path), folders=[tmp_path])
 
 
 def test_verdicts_of_what_did_not_work(tmp_path: Path) -> None:
@@ -312,6 +400,7 @@ def test_verdicts_of_what_did_not_work(tmp_path: Path) -> None:
         (["{folder}"], "no runs beneath"),
         (["{folder}", "--watch", "0"], "above 0"),
         (["{folder}", "--watch", "1", "--csv"], "--watch repeats the table"),
+        (["{folder}", "--metrics", "accuracy"], "--markdown"),
     ],
 )
 def test_what_cannot_be_reported_is_said(
@@ -320,6 +409,15 @@ def test_what_cannot_be_reported_is_said(
     with pytest.raises(SystemExit):
         main([argument.format(folder=tmp_path) for argument in arguments])
     assert message in capsys.readouterr().err
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    for seed in range(40):
+        add_run(tmp_path / str(seed), seed=seed)
+    command = f"{shlex.quote(sys.executable)} -m nsm.report {shlex.quote(str(tmp_path))} --json | head -n 1"
+    root = Path(__file__).parent.parent
+    told = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True, check=True)
+    assert (told.stdout, told.stderr) == ("{\n", "")
 
 
 def test_watching_shows_what_a_running_sweep_adds(tmp_path: Path) -> None:
@@ -361,3 +459,21 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         assert view.scroll_width <= view.width, f"{name} is wider than its screen"
         assert view.image.stat().st_size > 50_000
     assert seen["light"].background != seen["dark"].background
+
+
+def test_no_table_is_wider_than_a_small_window(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    spoil(tmp_path)
+    long = ["schedule.accumulate_batches=16", "schedule.early_stopping_patience=0.25"]
+    for number in (1, 2):
+        add_run(tmp_path / f"a-folder-with-a-long-name-{number}", 0.9, *long[:number], cost_usd=1.0, seed=7)
+    main([str(tmp_path)])
+    with browser() as opened:
+        for width in (390, 1000, 1239, 1240, 1400):
+            shown = opened.new_page(viewport={"width": width, "height": 900})
+            shown.goto((tmp_path / "report.html").as_uri())
+            wide = "tables => tables.filter(table => table.scrollWidth > table.clientWidth).length"
+            assert shown.eval_on_selector_all(".scroll:has(.stack)", wide) == 0, width
+            apart = "all => all.filter(pair => pair.getClientRects().length > 1 || pair.offsetHeight > 30).length"
+            assert width < 1000 or shown.eval_on_selector_all(".stack .pair", apart) == 0, width
+            shown.close()

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nsm.files import SCORES
 from nsm.storage import DamagedError, write_whole
 
-SCORES, PREDICTIONS = "scores.npz", "predictions_test.tsv"
+PREDICTIONS = "predictions_test.tsv"
 SETS = ("val", "test")
 
 

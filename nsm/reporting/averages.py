@@ -69,4 +69,4 @@ def _run(name: str, runs: Sequence[Run], test: dict[str, float]) -> Run:
     judges = {key: runs[0].results.get(key) for key in ("majority", "shortcuts", "ceiling")}
     costs = {key: sum(run.figure(key) or 0 for run in runs) for key in ("parameters", "seconds")}
     results = {**judges, **costs, "test": test}
-    return replace(runs[0], model=name, levels=None, changed={}, history=(), evaluation=None, results=results)
+    return replace(runs[0], model=name, levels=None, given={}, history=(), evaluation=None, results=results)

@@ -4,7 +4,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,13 @@ VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", OTHER: "var(--other)", PAP
 """What each colour is called in the page's style sheet."""
 SIZE = (4.7, 3.0)
 """Inches: a panel that a phone shows at its own size."""
-CURVES = (("loss", "validation loss"), ("accuracy", "validation accuracy"), ("cycle_loss", "validation cycle loss"))
+CURVES = (
+    ("loss", "validation loss"),
+    ("accuracy", "validation accuracy at P > .5"),
+    ("cycle_loss", "validation cycle loss"),
+)
+EXTREME = 50
+"""Largest loss over median loss, from which on a logarithmic axis shows more."""
 LEGEND = 4
 """Lines of a slice that a legend names, at most."""
 TICKS = 10
@@ -104,7 +110,7 @@ def comparison(summary: Summary) -> str | None:
                 axes.vlines(
                     fmean(shortcuts), start - 0.5, place - 0.5, color=INK, linewidth=1.2, linestyles=(0, (2, 1.5))
                 )
-            unknown = "" if any(c.spread("ceiling") for c in found) else " (no known ceiling: 1)"
+            unknown = "" if any(c.spread("ceiling") for c in found) else " *"
             axes.text(-0.01, start - 0.8, domain + unknown, ha="left", va="center", fontweight="bold")
             place += 1.1
         axes.axvline(1, color=INK, linewidth=0.8)
@@ -119,29 +125,35 @@ def comparison(summary: Summary) -> str | None:
 
 
 def curves(coloured: Sequence[tuple[int, Configuration]]) -> list[str]:
-    """Validation figures over epochs: the mean over a configuration's runs, and from its lowest to its highest run."""
+    """Validation figures over epochs: the mean over a configuration's runs, and from its lowest to its highest run.
+
+    Runs that did not end are dashed, each on its own.
+    """
     charts = []
     for key, label in CURVES:
-        if not any(f"val/{key}" in row for _, c in coloured for run in c.runs for row in run.history):
+        lines = [
+            (place, "-", _by_epoch(configuration.runs, f"val/{key}")) for place, configuration in reversed(coloured)
+        ] + [
+            (place, "--", _by_epoch([run], f"val/{key}"))
+            for place, configuration in coloured
+            for run in configuration.unfinished
+        ]
+        known = [value for _, _, by_epoch in lines for values in by_epoch.values() for value in values]
+        if not known:
             continue
 
-        def draw(axes: Axes, key: str = key, label: str = label) -> None:
-            longest = 0
-            for place, configuration in reversed(coloured):
-                by_epoch: dict[int, list[float]] = defaultdict(list)
-                for run in configuration.runs:
-                    for row in run.history:
-                        value = number(row.get(f"val/{key}"))
-                        if value is not None and number(row.get("epoch")):
-                            by_epoch[int(row["epoch"])].append(value)
-                epochs = sorted(by_epoch)
-                values = [by_epoch[epoch] for epoch in epochs]
-                longest = max([longest, *epochs])
-                colour = colour_of(place)
+        def draw(axes: Axes, label: str = label, lines: Any = lines, known: list[float] = known) -> None:
+            for place, style, by_epoch in lines:
+                epochs, values, colour = list(by_epoch), list(by_epoch.values()), colour_of(place)
                 axes.fill_between(
                     epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0
                 )
-                axes.plot(epochs, [fmean(v) for v in values], color=colour, marker="o" if len(epochs) < 2 else None)
+                marker = "o" if len(epochs) < 2 else None
+                axes.plot(epochs, [fmean(v) for v in values], style, color=colour, marker=marker)
+            longest = max(epoch for _, _, by_epoch in lines for epoch in by_epoch)
+            if min(known) > 0 and max(known) > EXTREME * median(known):
+                axes.set_yscale("log")
+                label = f"{label} (logarithmic)"
             axes.set(xlabel="epoch", ylabel=label)
             if longest <= 12:
                 axes.set_xticks(range(1, longest + 1))
@@ -151,42 +163,31 @@ def curves(coloured: Sequence[tuple[int, Configuration]]) -> list[str]:
 
 
 def slices(group: Sequence[Configuration]) -> list[str]:
-    """For each hyperparameter: score against its value, a line through configurations that are otherwise the same."""
+    """For each hyperparameter: score against its value, a line through configurations that are otherwise the same.
+
+    Args:
+        group: configurations of one model; those without a score, which come last, are a cross at the bottom.
+    """
     keys, charts = varied(group), []
     for key in keys:
         alike: dict[tuple[str, ...], dict[str, Configuration]] = defaultdict(dict)
         for configuration in group:
-            alike[tuple(setting(configuration, other) for other in keys if other != key)][
-                setting(configuration, key)
-            ] = configuration
-        lines = [line for line in alike.values() if len(line) > 1]
+            others = tuple(setting(configuration, other) for other in keys if other != key)
+            alike[others].setdefault(setting(configuration, key), configuration)
+        lines = [line for line in alike.values() if len(line) > 1 and any(c.score for c in line.values())]
         if not lines:
             continue
         values = sorted({value for line in lines for value in line}, key=_by_number)
 
         def draw(axes: Axes, key: str = key, values: list[str] = values, lines: Any = lines) -> None:
             places = dict(zip(values, _axis(axes, values), strict=True))
-            name = f"test.{group[0].score_name}"
             others = [other for other in keys if other != key]
             telling = [o for o in others if len({setting(next(iter(line.values())), o) for line in lines}) > 1]
             for number_of, line in enumerate(lines):
                 colour = colour_of(number_of) if len(lines) <= len(PALETTE) else OTHER
                 first = next(iter(line.values()))
                 label = ", ".join(f"{first.labels.get(other, other)}={setting(first, other)}" for other in telling)
-                ordered = sorted(line.items(), key=lambda item: _by_number(item[0]))
-                for value, configuration in ordered:
-                    scores = [score for run in configuration.runs if (score := run.figure(name)) is not None]
-                    axes.plot([places[value]] * len(scores), scores, "o", color=colour, alpha=0.45, markersize=3)
-                means = [configuration.score.mean for _, configuration in ordered]
-                axes.plot(
-                    [places[value] for value, _ in ordered],
-                    means,
-                    color=colour,
-                    marker="D",
-                    markersize=4,
-                    linewidth=1.2,
-                    label=label,
-                )
+                _slice(axes, {places[value]: configuration for value, configuration in line.items()}, colour, label)
             axes.set(xlabel=group[0].labels.get(key, key), ylabel=f"test {group[0].score_name}")
             if telling and len(lines) <= LEGEND:
                 axes.legend(fontsize=7, loc="best")
@@ -234,14 +235,38 @@ def varied(group: Sequence[Configuration]) -> list[str]:
 
 
 def setting(configuration: Configuration, key: str) -> str:
-    """The value of a hyperparameter: as given, else what the runs were configured with."""
-    given = configuration.changed.get(key)
-    return given if given is not None else str(configuration.runs[0].settings.get(key, "default"))
+    """The value of a hyperparameter, or of a choice."""
+    return configuration.settings.get(key) or configuration.changed.get(key, "default")
 
 
 def colour_of(place: int) -> str:
     """The colour of the configuration at a place of its domain's table; grey past the last colour."""
     return PALETTE[place] if place < len(PALETTE) else OTHER
+
+
+def _by_epoch(runs: Sequence[Run], key: str) -> dict[int, list[float]]:
+    """A figure of the runs' histories, by epoch."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for row in run.history:
+            value = number(row.get(key))
+            if value is not None and number(row.get("epoch")):
+                found[int(row["epoch"])].append(value)
+    return dict(sorted(found.items()))
+
+
+def _slice(axes: Axes, line: Mapping[float, Configuration], colour: str, label: str) -> None:
+    """Single runs as dots, means as diamonds on a line, and a cross for what has no score."""
+    means = {}
+    for place, configuration in sorted(line.items(), key=lambda item: item[0]):
+        if configuration.score is None:
+            axes.plot(place, 0.03, "x", color=colour, transform=axes.get_xaxis_transform(), markersize=7)
+            continue
+        means[place] = configuration.score.mean
+        scores = [run.figure(f"test.{configuration.score_name}") for run in configuration.runs]
+        known = [score for score in scores if score is not None]
+        axes.plot([place] * len(known), known, "o", color=colour, alpha=0.45, markersize=3)
+    axes.plot(list(means), list(means.values()), color=colour, marker="D", markersize=4, linewidth=1.2, label=label)
 
 
 def _share(run: Run, accuracy: float | None) -> float | None:

@@ -1,5 +1,7 @@
 """A configuration: runs that differ in their seed alone, and what they reach together."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,10 +32,12 @@ class Configuration:
     domain: str
     model: str
     levels: int | None
-    changed: dict[str, str]
-    """Hyperparameters by which it differs from the domain's other configurations."""
+    changed: Mapping[str, str]
+    """Settings and choices by which it differs from the domain's other configurations."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Short names of hyperparameters."""
+    """Short names of settings."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """All of its runs, the seed left out; empty where they cannot be read."""
     runs: list[Run] = field(default_factory=list)
     """Completed runs, one a seed."""
     repeated: list[Run] = field(default_factory=list)
@@ -57,7 +61,18 @@ class Configuration:
         """What is changed, or averaged, in words."""
         if self.members:
             return "scores averaged of " + " and ".join(member.name for member in self.members)
-        return ", ".join(f"{self.labels.get(key, key)}={value}" for key, value in self.changed.items())
+        return ", ".join(self.pairs)
+
+    @property
+    def pairs(self) -> list[str]:
+        """What is changed, each as ``name=value``."""
+        return [f"{self.labels.get(key, key)}={value}" for key, value in self.changed.items()]
+
+    @property
+    def outcomes(self) -> str:
+        """What became of the runs without a result: ``2 failed, 1 interrupted``."""
+        counts = Counter(run.status for run in self.unsuccessful)
+        return ", ".join(f"{count} {status}" for status, count in counts.most_common())
 
     @property
     def seeds(self) -> list[int]:
@@ -111,6 +126,16 @@ class Configuration:
         return spread([score - ceiling for score, ceiling in pairs if score is not None and ceiling is not None])
 
     @property
+    def unfinished(self) -> list[Run]:
+        """Runs without a result whose seed no other run completed, and that have learned for an epoch."""
+        return [run for run in self.unsuccessful if run.history and run.seed not in self.seeds]
+
+    @property
+    def so_far(self) -> Spread | None:
+        """Validation accuracy of the best epochs of unfinished runs."""
+        return spread([run.so_far for run in self.unfinished])
+
+    @property
     def collapsed(self) -> int:
         """Runs that always answer the same class."""
         return sum(bool(run.results.get("collapsed")) for run in self.runs)
@@ -124,17 +149,18 @@ class Configuration:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """``good``, ``mixed``, ``bad`` or ``none``, and the reason in words."""
+        """``good``, ``mixed``, ``bad`` or ``none``, and the reason in words, with the mean margin over the shortcut."""
         count = len(self.runs)
         if not count:
-            return "none", "no result"
+            return "none", f"no result: {self.outcomes}"
         if self.collapsed:
             return "bad", f"collapsed in {self.collapsed} of {count}"
         if self.margins:
             wins, runs = sum(margin > 0 for margin in self.margins), len(self.margins)
+            margin = re.sub(r"\b0\.", ".", f"{fmean(self.margins):+.3f}")
             if not wins:
-                return "bad", f"no better than a shortcut in {runs} of {runs}"
-            return "good" if wins == runs else "mixed", f"beats all shortcuts in {wins} of {runs}"
+                return "bad", f"no better than a shortcut in {runs} of {runs} ({margin})"
+            return "good" if wins == runs else "mixed", f"beats all shortcuts in {wins} of {runs} ({margin})"
         return "none", "nothing to compare with"
 
 

@@ -19,6 +19,8 @@ from nsm.reporting.summary import Summary
 
 COLOURED = len(PALETTE)
 """Configurations of a domain that have a colour, curves and a confusion matrix of their own: the best ones."""
+SPARED = 2
+"""Of these colours, how many go to configurations that have no result yet, if there are any."""
 
 
 def write(summary: Summary, path: Path, *, folders: Sequence[Path], refresh: float | None = None) -> None:
@@ -78,6 +80,8 @@ def render(summary: Summary, *, folders: Sequence[Path], refresh: float | None =
         unsuccessful=sorted((run for run in summary.runs if run.status != "completed"), key=lambda run: run.status),
         runs=summary.runs,
         link=lambda run: _link(run, base),
+        path=lambda run: _path(run, folders),
+        given=_given,
     )
 
 
@@ -86,7 +90,9 @@ def _domain(summary: Summary, domain: str) -> dict[str, Any]:
     mine = summary.of(domain)
     scored = [configuration for configuration in mine if configuration.score]
     trained = [configuration for configuration in scored if not configuration.members]
-    coloured = list(enumerate(trained[:COLOURED]))
+    unscored = [configuration for configuration in mine if not configuration.score and configuration.unfinished]
+    best = trained[: COLOURED - min(SPARED, len(unscored))]
+    coloured = list(enumerate([*best, *unscored][:COLOURED]))
     metrics = text.test_figures(scored)
     return {
         "name": domain,
@@ -97,9 +103,13 @@ def _domain(summary: Summary, domain: str) -> dict[str, Any]:
         "strips": _strips(scored),
         "curves": [Markup(chart) for chart in charts.curves(coloured)],
         "coloured": [configuration for _, configuration in coloured],
+        "best": len(best),
         "trained": len(trained),
         "confusions": [shares for configuration in scored[:COLOURED] if (shares := _confusion(configuration))],
-        "sweeps": _sweeps(scored),
+        "sweeps": _sweeps(mine),
+        "ranked": any(configuration.spread("test.mrr") for configuration in scored),
+        "cycles": any(configuration.spread("test.cycle_error") for configuration in scored),
+        "thresholds": domain.split()[0] == "triples",
         "metrics": metrics,
         "details": [
             _details(configuration) for configuration in scored if any(run.evaluation for run in configuration.runs)
@@ -149,22 +159,26 @@ def _confusion(configuration: Configuration) -> dict[str, Any] | None:
     return {"configuration": configuration, "rows": [[zero, 1 - zero], [1 - one, one]]}
 
 
-def _sweeps(scored: Sequence[Configuration]) -> list[dict[str, Any]]:
-    """Charts of what varied, for each model with more than one configuration."""
+def _sweeps(mine: Sequence[Configuration]) -> list[dict[str, Any]]:
+    """Charts of what varied, for each model with more than one configuration, those without a result last."""
     groups: dict[tuple[str, int | None, str | None], list[Configuration]] = defaultdict(list)
-    for configuration in scored:
+    for configuration in mine:
         groups[configuration.model, configuration.levels, configuration.score_name].append(configuration)
     sweeps = []
-    for group in groups.values():
-        parallel, slices = charts.parallel(group), charts.slices(group)
+    for (model, levels, score), scored in groups.items():
+        if score is None:
+            continue
+        unscored = groups.get((model, levels, None), [])
+        parallel, slices = charts.parallel(scored), charts.slices([*scored, *unscored])
         if parallel or slices:
             sweeps.append(
                 {
-                    "name": group[0].kind,
+                    "name": scored[0].kind,
                     "parallel": _safe(parallel),
                     "slices": [Markup(chart) for chart in slices],
-                    "configurations": len(group),
-                    "runs": sum(len(configuration.runs) for configuration in group),
+                    "configurations": len(scored),
+                    "runs": sum(len(configuration.runs) for configuration in scored),
+                    "unscored": len(unscored),
                 }
             )
     return sweeps
@@ -172,11 +186,12 @@ def _sweeps(scored: Sequence[Configuration]) -> list[dict[str, Any]]:
 
 def _levels(summary: Summary) -> list[dict[str, Any]]:
     """Configurations that differ in nothing but their number of levels, side by side."""
-    groups: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[Configuration]] = defaultdict(list)
+    groups: dict[tuple[str, str, frozenset[tuple[str, str]]], list[Configuration]] = defaultdict(list)
     for configuration in summary.configurations:
         if configuration.levels and configuration.score:
-            key = (configuration.domain, configuration.model, tuple(configuration.changed.items()))
-            groups[key].append(configuration)
+            settings = configuration.settings or configuration.changed
+            same = frozenset(item for item in settings.items() if item[0] != "model.levels")
+            groups[configuration.domain, configuration.model, same].append(configuration)
     tables = []
     for group in groups.values():
         if len(group) < 2:
@@ -205,6 +220,17 @@ def _details(configuration: Configuration) -> dict[str, Any]:
 def _link(run: Run, base: Path | None) -> str:
     """The run's folder, as seen from the page."""
     return Path(os.path.relpath(run.folder, base or ".")).as_posix()
+
+
+def _path(run: Run, folders: Sequence[Path]) -> str:
+    """The run's folder as seen from the one that was asked for; as it is where there were several."""
+    inside = len(folders) == 1 and folders[0] in run.folder.parents
+    return (run.folder.relative_to(folders[0]) if inside else run.folder).as_posix()
+
+
+def _given(run: Run) -> list[str]:
+    """Overrides that no column of its own tells."""
+    return [each for each in run.overrides if each.split("=")[0] not in ("domain", "model", "seed")]
 
 
 def _safe(chart: str | None) -> Markup | None:

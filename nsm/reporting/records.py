@@ -14,14 +14,17 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nsm.files import HISTORY, RESULTS
-from nsm.settings import flatten, hyperparameters
+from nsm.files import HISTORY, PROGRESS, RESULTS, continuing
+from nsm.settings import INDECISIVE, flatten, hyperparameters
 
 MARKS = (RESULTS, HISTORY, "train.log", "error.ckpt")
 """A folder with one of these, or with Hydra's, is a run's."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DATA = ("domain.path", "domain.inference_path")
 """Folders that a domain reads: runs on other ones answer other questions."""
+BEGUN = (HISTORY, PROGRESS, "error.ckpt", "last.ckpt")
+"""Files that only training leaves."""
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 WHERE = re.compile(r"(seed|resume|domain|model|logger|hydra|hardware|launcher)$|(hardware|hydra|logger|launcher)[./]")
 """Overrides that say which experiment, where and how often, but not with which hyperparameters."""
 
@@ -39,10 +42,14 @@ class Run:
     model: str
     levels: int | None
     seed: int | None
-    changed: Mapping[str, str]
-    """Hyperparameters given on the command line, as they were written."""
+    overrides: Sequence[str]
+    """What was given on the command line."""
+    given: Mapping[str, str]
+    """Of that, what decides the result, as it was written: hyperparameters, and choices such as ``schedule=smoke``."""
     settings: Mapping[str, Any]
-    """Every hyperparameter, by dotted name."""
+    """Every hyperparameter, by dotted name; empty where they cannot be read."""
+    begun: bool
+    """Whether it came as far as training; a wrong path, say, stops a run before."""
     results: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any] | None
@@ -73,6 +80,22 @@ class Run:
         """Epochs learned so far."""
         return int(number(self.results.get("epochs")) or (self.history[-1].get("epoch", 0) if self.history else 0))
 
+    @property
+    def continuing(self) -> str | None:
+        """The command that goes on with it, where that can be of use: it was stopped, or has left a checkpoint."""
+        if self.status == "completed" or not self.begun:
+            return None
+        stopped = self.status in ("interrupted", "unfinished") or (self.folder / "last.ckpt").exists()
+        return continuing(self.overrides, self.folder.resolve()) if stopped else None
+
+    @property
+    def so_far(self) -> float | None:
+        """Validation accuracy of the best epoch so far."""
+        accuracies = [number(row.get("val/accuracy")) for row in self.history]
+        losses = [number(row.get("val/loss")) for row in self.history]
+        known = [pair for pair in zip(losses, accuracies, strict=True) if None not in pair]
+        return min(known, default=(None, None))[1]
+
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
     """Every run in and beneath the folders, each once, by path."""
@@ -97,7 +120,7 @@ def read_run(folder: Path) -> Run:
     error = results.get("error")
     if status == "unfinished" and (folder / "error.ckpt").exists():
         status, error = "failed", _last_error(folder / "train.log")
-    levels = number(results.get("levels")) or number(flatten(settings).get("model.levels"))
+    levels = number(results.get("levels")) or number(settings.get("model.levels"))
     seed = number(results.get("seed", settings.get("seed")))
     return Run(
         folder=folder,
@@ -107,12 +130,14 @@ def read_run(folder: Path) -> Run:
         model=str(results.get("model") or choices.get("model") or "?"),
         levels=None if levels is None else int(levels),
         seed=None if seed is None else int(seed),
-        changed={
+        overrides=[str(override) for override in overrides],
+        given={
             key: value
             for key, value in pairs.items()
-            if not WHERE.match(key) and key not in ("model.levels", "domain.seed", "domain.cache_dir", *DATA)
+            if not WHERE.match(key) and key not in ("model.levels", *INDECISIVE, *DATA)
         },
         settings=hyperparameters(settings),
+        begun=bool(results and status == "completed") or any((folder / name).exists() for name in BEGUN),
         results=results,
         history=history,
         evaluation=_read_json(folder / "evaluation_test.json", dict, []),
@@ -171,15 +196,34 @@ def _read_yaml(path: Path, kind: type, problems: list[str]) -> Any:
 
 def _data(settings: dict[str, Any]) -> list[str]:
     """Names of the folders that a run's domain reads."""
-    flat = flatten(settings)
-    return [Path(str(flat[key])).name for key in DATA if flat.get(key)]
+    return [Path(str(settings[key])).name for key in DATA if settings.get(key)]
 
 
-def _resolve(config: dict[str, Any]) -> Any:
+def _resolve(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings by dotted name, references followed.
+
+    Runs refer to whole values alone, which is looked up; OmegaConf, which can more, takes twenty milliseconds a run.
+    """
+    flat = flatten(config)
+    resolved = {key: _follow(value, flat) for key, value in flat.items()}
+    if "${" not in str(resolved):
+        return resolved
     try:
-        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        whole: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        return flatten(whole)
     except OmegaConfBaseException:
-        return config
+        return flat
+
+
+def _follow(value: Any, flat: Mapping[str, Any]) -> Any:
+    """What a reference leads to; the reference itself where that is more than one value, or a circle."""
+    found = value
+    for _ in range(10):
+        reference = REFERENCE.fullmatch(found) if isinstance(found, str) else None
+        if reference is None or reference[1] not in flat:
+            break
+        found = flat[reference[1]]
+    return found
 
 
 def _last_error(path: Path) -> str | None:

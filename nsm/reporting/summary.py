@@ -1,15 +1,14 @@
 """Runs grouped into configurations, and those ranked."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nsm.reporting.averages import averages
+from nsm.files import SCORES
+from nsm.reporting import grouping
 from nsm.reporting.configuration import Configuration
+from nsm.reporting.grouping import Group
 from nsm.reporting.records import Run
-
-Key = tuple[str, str, int | None, tuple[tuple[str, str], ...]]
-"""Domain, model, levels and changed hyperparameters."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Summary:
     configurations: list[Configuration]
     """By domain, the best first; those without a result last."""
     common: dict[str, dict[str, str]]
-    """By domain: hyperparameters that all its configurations changed alike, and that their names leave out."""
+    """By domain: what was given that all its configurations have, and that their names leave out."""
 
     @property
     def domains(self) -> list[str]:
@@ -32,42 +31,31 @@ class Summary:
 
 
 def summarise(runs: Sequence[Run]) -> Summary:
-    """Group the runs by domain and configuration; add the averages of those that left scores."""
-    groups: dict[Key, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.domain, run.model, run.levels, tuple(sorted(run.changed.items()))].append(run)
-    made = [_configuration(key, members) for key, members in _told_apart(groups)]
-    labels = _labels({key for configuration in made for key in configuration.changed})
-    common = {}
-    for domain in {configuration.domain for configuration in made}:
-        mine = [configuration for configuration in made if configuration.domain == domain]
-        shared = set.intersection(*(set(configuration.changed.items()) for configuration in mine))
-        common[domain] = dict(sorted(shared)) if len(mine) > 1 else {}
-        for configuration in mine:
-            own = {key: value for key, value in configuration.changed.items() if key not in common[domain]}
-            configuration.changed, configuration.labels = own, labels
-        made += averages(mine)
+    """Group the runs by domain and configuration; add the averages of those that left scores.
+
+    Where none of its runs came as far as training, there is nothing to say of a configuration.
+    """
+    by_domain: dict[str, list[Group]] = defaultdict(list)
+    for group in grouping.grouped(runs):
+        if any(run.begun for run in group.runs):
+            by_domain[group.domain].append(group)
+    common = {domain: grouping.name(groups) for domain, groups in by_domain.items()}
+    labels = _labels({key for groups in by_domain.values() for group in groups for key in group.name})
+    made: list[Configuration] = []
+    for groups in by_domain.values():
+        mine = [_configuration(group, labels) for group in groups]
+        made += mine
+        if any((run.folder / SCORES).exists() for configuration in mine for run in configuration.runs):
+            from nsm.reporting.averages import averages  # here, since it loads PyTorch, which takes seconds
+
+            made += averages(mine)
     return Summary(list(runs), sorted(made, key=_rank), common)
 
 
-def _told_apart(groups: Mapping[Key, Sequence[Run]]) -> Iterator[tuple[Key, list[Run]]]:
-    """The groups, those divided whose runs differ in what nobody set: a default that changed between them."""
-    for key, members in groups.items():
-        known = [run.settings for run in members if run.settings]
-        shared = set.intersection(*(set(settings) for settings in known)) if known else set()
-        differing = sorted(name for name in shared if len({str(settings[name]) for settings in known}) > 1)
-        parts: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
-        for run in members:
-            parts[tuple((name, str(run.settings[name])) for name in differing if run.settings)].append(run)
-        for values, part in parts.items():
-            yield (*key[:3], (*key[3], *values)), part
-
-
-def _configuration(key: Key, members: Sequence[Run]) -> Configuration:
-    domain, model, levels, changed = key
-    made = Configuration(domain, model, levels, dict(changed))
+def _configuration(group: Group, labels: Mapping[str, str]) -> Configuration:
+    made = Configuration(group.domain, group.model, group.levels, group.name, labels, group.settings)
     newest: dict[int | None, Run] = {}
-    for run in sorted(members, key=lambda run: run.written):
+    for run in sorted(group.runs, key=lambda run: run.written):
         if run.status != "completed":
             made.unsuccessful.append(run)
             continue

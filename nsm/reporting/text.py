@@ -1,6 +1,7 @@
 """A summary as text: a table for the terminal, Markdown, CSV and JSON."""
 
 import csv
+import difflib
 import io
 import re
 from collections import Counter
@@ -12,11 +13,14 @@ from nsm.reporting.configuration import Configuration, Spread, spread
 from nsm.reporting.records import Run, age
 from nsm.reporting.summary import Summary
 
+OPTIONAL = ("mrr", "cycle", "$")
+"""Columns that are left out where no configuration has a value."""
 HEADER = (
     "domain",
     "model",
     "seeds",
-    "score",
+    "accuracy",
+    "mrr",
     "shortcut",
     "beaten",
     "ceiling",
@@ -31,25 +35,34 @@ UNSUCCESSFUL_SHOWN = 20
 
 def table(summary: Summary) -> str:
     """One line a configuration, the best of each domain first; below, what did not complete and why."""
-    rows = [HEADER, *(_cells(configuration) for configuration in summary.configurations)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    cells = [_cells(configuration) for configuration in summary.configurations]
+    kept = [
+        place
+        for place, column in enumerate(HEADER)
+        if column not in OPTIONAL or any(row[place] != "-" for row in cells)
+    ]
+    rows = [[row[place] for place in kept] for row in (HEADER, *cells)] if cells else []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines[1:1] = ["  ".join("-" * width for width in widths)] if rows else []
     for domain, common in summary.common.items():
         if common:
             lines.append(f"all of {domain}: {', '.join(f'{key}={value}' for key, value in common.items())}")
     counts = Counter(run.status for run in summary.runs)
     lines += [
-        "",
+        *([""] if lines else []),
         f"{counted(len(summary.runs), 'run')}: "
         + ", ".join(f"{count} {status}" for status, count in counts.most_common()),
     ]
     repeated = sum(len(configuration.repeated) for configuration in summary.configurations)
     if repeated:
-        lines.append(f"{repeated} of them were repeated later with the same seed and count nowhere")
+        were = "was" if repeated == 1 else "were"
+        lines.append(f"{repeated} of them {were} repeated later with the same seed and count nowhere")
     unsuccessful = [run for run in summary.runs if run.status != "completed"]
     for run in unsuccessful[:UNSUCCESSFUL_SHOWN]:
         lines.append(f"  {run.status:<12}{run.folder}  {explain(run)}")
+        if run.continuing:
+            lines.append(f"  {'':<12}to continue: {run.continuing}")
     more = len(unsuccessful) - UNSUCCESSFUL_SHOWN
     return "\n".join([*lines, *([f"  … and {more} more"] if more > 0 else [])])
 
@@ -57,7 +70,7 @@ def table(summary: Summary) -> str:
 def explain(run: Run) -> str:
     """What is known of a run that did not complete, in one line."""
     reason = run.error.strip().splitlines()[0] if run.error else f"last written {age(run)}"
-    return f"after {run.epochs} epochs: {reason}" if run.epochs else reason
+    return f"after {counted(run.epochs, 'epoch')}: {reason}" if run.epochs else reason
 
 
 def markdown(summary: Summary, metrics: Sequence[str]) -> str:
@@ -101,6 +114,20 @@ def test_figures(mine: Sequence[Configuration]) -> list[str]:
     return list(
         dict.fromkeys(name for configuration in mine for run in configuration.runs for name in run.figures("test"))
     )
+
+
+def unknown_figures(summary: Summary, names: Sequence[str]) -> str | None:
+    """What to say of names that are no test figure of any run; None where all are."""
+    runs = [*summary.runs, *(run for configuration in summary.configurations for run in configuration.runs)]
+    known = {name for run in runs if isinstance(test := run.results.get("test"), dict) for name in test}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3)
+            instead = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known)) or 'none'}"
+            )
+            return f"no run has a test figure {name}: {instead}"
+    return None
 
 
 def as_csv(summary: Summary) -> str:
@@ -167,8 +194,9 @@ def _cells(configuration: Configuration) -> tuple[str, ...]:
     return (
         configuration.domain,
         configuration.kind,
-        ",".join(map(str, configuration.seeds)) or f"none of {len(configuration.unsuccessful)}",
+        ",".join(map(str, configuration.seeds)) or configuration.outcomes,
         plus_minus(configuration.score) + (" r2" if configuration.score_name == "r2" else ""),
+        plus_minus(configuration.spread("test.mrr")),
         f"{plus_minus(shortcut[1])} {shortcut[0]}" if shortcut else "-",
         wins if configuration.margins else "-",
         plus_minus(configuration.spread("ceiling")).split(" ±")[0],
