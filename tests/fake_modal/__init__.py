@@ -7,8 +7,8 @@ the service itself is not public.
 It does not imitate: building images (they are recorded, and their ENV and WORKDIR lines applied; a container sees this
 machine's Python environment), resources (a GPU is recorded, none appears), warm containers (``min_containers``,
 ``buffer_containers``), memory snapshots, startup timeouts, classes, generators, web endpoints, schedules, sandboxes,
-queues, dicts, network isolation, TLS of tunnels, quotas and rate limits, uploads over 1 GiB, and environments other
-than ``main``.
+queues, dicts, network isolation, TLS of tunnels (whose addresses begin with http:// here), quotas and rate limits,
+uploads over 1 GiB, and environments other than ``main``.
 """
 
 from tests.fake_modal.client import reset_client, wait_for

@@ -4,8 +4,11 @@ python -m tests.fake_modal python -m my_app
 """
 
 import os
+import signal
 import subprocess
 import sys
+from types import FrameType
+from typing import NoReturn
 
 from tests.fake_modal import FakeModal, why_not
 
@@ -38,6 +41,11 @@ def report(server: FakeModal) -> str:
     return "\n".join(lines)
 
 
+def end(number: int, frame: FrameType | None) -> NoReturn:
+    """End as after an error: the command is killed, and the stand-in's containers with all that they started."""
+    sys.exit(128 + number)
+
+
 def main() -> int:
     if len(sys.argv) < 2:
         print("usage: python -m tests.fake_modal COMMAND [ARGUMENT ...]", file=sys.stderr)
@@ -45,6 +53,8 @@ def main() -> int:
     if reason := why_not():
         print(f"The stand-in cannot run here: {reason}.", file=sys.stderr)
         return 1
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
     with FakeModal() as server:
         result = subprocess.run(sys.argv[1:], env={**os.environ, **server.client_environment}, check=False)
     print(report(server), file=sys.stderr)

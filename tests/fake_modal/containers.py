@@ -1,4 +1,4 @@
-"""Container processes: real ``modal._container_entrypoint`` in a file system of their own."""
+"""Container processes: the real ``modal._container_entrypoint`` in a file system of their own."""
 
 import asyncio
 import functools
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from modal_proto.api_pb2 import Function
 
 ARGUMENTS = "/__modal/arguments.pb"
+ENTRYPOINT = """
+import runpy
+from modal._tunnel import Tunnel
+Tunnel.url = property(lambda tunnel: f"http://{tunnel.host}:{tunnel.port}")
+runpy.run_module("modal._container_entrypoint", run_name="__main__", alter_sys=True)
+"""
+"""What a container runs: Modal's own entrypoint, in whose client a tunnel's address is not https, which Modal's always
+are: here none has TLS."""
 
 EXIT_GRACE = 30.0
 """Seconds from a request to exit until SIGKILL, as Modal documents for preemption."""
@@ -119,7 +127,7 @@ class Containers:
         image = layers(self._state, function.image_id)
         directory = working_directory(image)
         (container.directory / directory.lstrip("/")).mkdir(parents=True, exist_ok=True)
-        command = ["env", "-C", directory, sys.executable, "-m", "modal._container_entrypoint"]
+        command = ["env", "-C", directory, sys.executable, "-c", ENTRYPOINT]
         if self._state.faults.take_failed_start():
             command = ["sh", "-c", "echo 'injected failure of the start' >&2; exit 1"]
         return root.command(command), self._environment(container, function)

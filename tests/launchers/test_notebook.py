@@ -51,9 +51,12 @@ def test_notebook_opens_with_its_token_alone(server: FakeModal, client: "subproc
         printed.append(line)
         if line.startswith("open "):
             break
-    found = re.fullmatch(r"open https://([\d.:]+)/lab/tree/dashboard.ipynb\?token=(\S+)", printed[-1].strip())
+    found = re.fullmatch(r"open ((http://[\d.:]+)/lab/tree/dashboard.ipynb\?token=(\S+))", printed[-1].strip())
     assert found is not None, "".join(printed)
-    base, token = f"http://{found[1]}", found[2]  # the stand-in's tunnel has no TLS
+    address, base, token = found.groups()
+    with urllib.request.urlopen(address, timeout=30) as answer:  # as it was printed
+        assert answer.url == address, "no login page"
+        assert b"jupyter-config-data" in answer.read()
     assert len(token) >= 32
     assert "A100-40GB for 4 hours at most: about $" in printed[0]
 
@@ -93,6 +96,21 @@ def test_notebook_opens_with_its_token_alone(server: FakeModal, client: "subproc
     assert (volume / "dashboard.ipynb").exists()
     assert token not in server.log_text()
     assert all(token not in path.read_text(errors="replace") for path in volume.rglob("*") if path.is_file())
+
+
+def test_it_ends_with_the_stand_in(isolation: None) -> None:
+    """Which the README starts so, and which ``timeout`` or a service manager ends by SIGTERM."""
+    pytest.importorskip("jupyterlab", reason="the extra notebook is not installed")
+    command = [sys.executable, "-m", "tests.fake_modal", sys.executable, "-m", "hydra_plugins.nsm_modal.cli", "notebook"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'launchers'}"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = next(line for line in process.stdout if line.startswith("open ")).split()[1]
+        urllib.request.urlopen(address, timeout=30).close()
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(address, timeout=30)
 
 
 @pytest.mark.parametrize("hours", ["0", "5"])
