@@ -104,6 +104,7 @@ def compose_jobs(overrides: Sequence[str], config_dir: str, config_name: str) ->
         config = read_run(job)
         if launcher._target_ in LOCAL_LAUNCHERS:
             config.hardware.check_present()
+            config.logger.check_present()
     return jobs
 
 

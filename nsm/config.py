@@ -6,6 +6,7 @@ Hydra's ConfigStore refuses unknown keys and wrong types; ``__post_init__`` chec
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -307,6 +308,12 @@ class LoggerConfig:
         check(self.wandb_mode in ("offline", "online"), "logger.wandb_mode", self.wandb_mode, "offline or online")
         every = self.figures_every_epochs
         check(every >= 0, "logger.figures_every_epochs", every, "a number of epochs, or 0 for never")
+
+    def check_present(self) -> None:
+        """Raise :class:`ConfigError` if a logger needs a package that is not installed."""
+        for name in ("wandb", "mlflow"):
+            here = find_spec(name) is not None
+            check(here or not getattr(self, name), "logger", name, f"it is not installed: pip install -e '.[{name}]'")
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from torch_geometric.data import Batch
 
 from nsm import drawings, figures
-from nsm.config import LoggerConfig, check
+from nsm.config import LoggerConfig
 from nsm.files import PROGRESS
 from nsm.predictions import calibration_bins, confusion_counts
 from nsm.runs import headline, peak_memory_bytes, write_json
@@ -23,14 +22,7 @@ from nsm.settings import hyperparameters
 
 
 def build_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
-    """Those that are asked for.
-
-    Raises:
-        ConfigError: if one needs a package that is not installed.
-    """
-    for name in ("wandb", "mlflow"):
-        here = find_spec(name) is not None
-        check(here or not getattr(config, name), "logger", name, f"it is not installed: pip install -e '.[{name}]'")
+    """Those that are asked for."""
     loggers: list[Logger] = []
     if config.tensorboard:
         loggers.append(Board(folder, name="", version="tensorboard", default_hp_metric=False))

@@ -144,6 +144,7 @@ def prepare_process(config: Config) -> None:
     """Set what holds for the whole process: seeds, threads, precision, and where messages go."""
     hardware = config.hardware
     hardware.check_present()
+    config.logger.check_present()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)

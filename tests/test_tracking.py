@@ -15,7 +15,7 @@ import pytest
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nsm import tracking
+from nsm import config
 from nsm.config import ConfigError, LoggerConfig, read_config
 from nsm.drawings import sample_graph, selection_of
 from nsm.module import build_module
@@ -66,9 +66,9 @@ def test_pictures_are_drawn_as_often_as_asked(
 
 def test_a_drawn_selection_is_what_pooling_did(composed: Callable[..., DictConfig]) -> None:
     composed_config = composed("model=nsm", "model.node_features=8")
-    config = read_config(composed_config)
-    datamodule = build_datamodule(composed_config, config)
-    module = build_module(config, datamodule, {}).eval()
+    read = read_config(composed_config)
+    datamodule = build_datamodule(composed_config, read)
+    module = build_module(read, datamodule, {}).eval()
     for position in range(10):
         sample = datamodule.val_set.__getitems__([position])
         selection = selection_of(module, sample)
@@ -90,11 +90,16 @@ def test_a_drawn_selection_is_what_pooling_did(composed: Callable[..., DictConfi
     assert f"WHY keeps {len(selection.kept)} of 5 nodes" in drawn[-1]
 
 
-def test_a_logger_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"logger='wandb' cannot be used: .*pip install -e '\.\[wandb\]'"):
-        tracking.build_loggers(LoggerConfig(wandb=True), tmp_path)
-    assert tracking.build_loggers(LoggerConfig(), tmp_path) == []
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(
+    command: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"error: logger='mlflow' cannot be used: .*pip install -e '\.\[mlflow\]'"):
+        command("logger=[tensorboard,mlflow]", f"hydra.run.dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="logger='wandb' cannot be used"):
+        LoggerConfig(wandb=True).check_present()
+    LoggerConfig(tensorboard=True, csv=True).check_present()
 
 
 @pytest.mark.parametrize(("key", "value"), [("wandb_mode", "sometimes"), ("figures_every_epochs", -1)])
