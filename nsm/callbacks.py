@@ -177,7 +177,10 @@ def _own_thresholds(trainer: Trainer) -> bool:
 
 
 def time_left(rows: list[dict[str, Any]], max_epochs: int) -> str:
-    """Time until the last epoch, as m:ss, from the mean of the last five epochs."""
+    """Time until the last epoch, in words, from the mean of the last five epochs."""
     recent = [row["seconds"] for row in rows[-5:]]
-    seconds = round(sum(recent) / len(recent) * (max_epochs - rows[-1]["epoch"]))
-    return f"{seconds // 60}:{seconds % 60:02d}"
+    seconds = sum(recent) / len(recent) * (max_epochs - rows[-1]["epoch"])
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

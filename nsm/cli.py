@@ -6,6 +6,7 @@ the configurations are composed once more, ahead, and errors of the user's end i
 
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -148,13 +149,30 @@ def is_complete(job: DictConfig) -> bool:
 
 
 def sweep(main: Callable[[], None], configurations: Sequence[DictConfig]) -> None:
-    """Run a sweep on this machine, and say what is complete at its end, however it ends."""
+    """Run a sweep on this machine, and say what is complete at its end, however it ends.
+
+    Raises:
+        RunError: naming the jobs that failed, each of which told its error when it happened.
+    """
     with sweeps.named(configurations) as jobs:
         try:
             if any(job.state() != "complete" for job in jobs):
                 main()
+        except (ConfigError, RunError) as error:  # that of the first job that failed
+            failed = [job for job in jobs if job.state().startswith("failed")]
+            if not failed:
+                raise
+            raise RunError(f"{sweeps.named_jobs(failed)} of {len(jobs)} failed") from error
         finally:
             print(sweeps.summary(jobs), flush=True)
+
+
+def python() -> str:
+    """How this interpreter is called from here: by its name where PATH leads to it, else by its path."""
+    here = Path(sys.executable)
+    if Path(shutil.which("python") or "").parent == here.parent:
+        return "python"
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _searched(config_path: str | None, config_dir: str | None, overrides: Sequence[str]) -> list[str]:

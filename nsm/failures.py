@@ -11,6 +11,10 @@ class RunError(RuntimeError):
     """Trouble that a user can do something about; the message names it and the remedy."""
 
 
+class DivergedError(RunError):
+    """A loss or gradient that is no finite number, as it would be again with the same settings."""
+
+
 @contextlib.contextmanager
 def explaining(batch_size: int) -> Iterator[None]:
     """Raise what is raised inside as :func:`explained` tells it."""

@@ -9,6 +9,6 @@ PROGRESS = "progress.json"
 SCORES = "scores.npz"
 
 
-def continuing(overrides: Sequence[str], folder: Path) -> str:
+def continuing(overrides: Sequence[str], folder: Path, python: str = "python") -> str:
     """The command that goes on with the run of a folder, which these overrides began."""
-    return shlex.join(["python", "-m", "nsm.train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={folder}"])
+    return shlex.join([python, "-m", "nsm.train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={folder}"])

@@ -25,7 +25,7 @@ from torchmetrics.regression import MeanSquaredError
 
 from nsm.config import Config, ScheduleConfig, TaskConfig
 from nsm.data.datamodule import Scorer
-from nsm.failures import RunError
+from nsm.failures import DivergedError
 from nsm.metrics import SampleMean, UnexplainedVariance, log_odds, positive_probability, prediction_metrics
 from nsm.models.encoder import ModelOutput
 
@@ -180,14 +180,14 @@ class NSMModule(LightningModule):
         where = f"epoch {self.current_epoch + 1}, batch {batch}, step {self.global_step + 1}"
         told = f"at {where} the loss is {loss:.4g} and the norm of its gradient {norm:.4g}"
         if not self.schedule.skip_nonfinite:
-            raise RunError(_diverged(told, self.schedule.learning_rate))
+            raise DivergedError(_diverged(told, self.schedule.learning_rate))
         log.warning("%s: the step is left out", told)
         optimizer.zero_grad()
 
     def on_train_epoch_end(self) -> None:
         loss = self.trainer.callback_metrics["val/loss"]
         if not bool(loss.isfinite()):
-            raise RunError(
+            raise DivergedError(
                 _diverged(f"after epoch {self.current_epoch + 1} val/loss is {loss}", self.schedule.learning_rate)
             )
         # Lightning would step this scheduler after the epoch's checkpoint is written, and a run continued from there

@@ -20,6 +20,12 @@ def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in deciding.items() if key not in INDECISIVE and not key.endswith("._target_")}
 
 
+def split_override(override: str) -> tuple[str, str]:
+    """Key and value of an override, as the command line has it."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}

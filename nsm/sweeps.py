@@ -14,20 +14,25 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nsm import resume, runs
+from nsm.config import ConfigError
 from nsm.data.cache import content_hash
-from nsm.failures import RunError
+from nsm.failures import DivergedError, RunError
 from nsm.storage import write_whole
 
 RECORDS = ".sweeps"
 """Folder, in ``hydra.sweep.dir``, of one file for each sweep."""
 NAME = "NSM_SWEEP"
 """Environment variable by which ``hydra.sweep.subdir`` gives all jobs of a sweep its name."""
+AGAIN = tuple(f"failed: {error.__name__}" for error in (ConfigError, DivergedError))
+"""How the state of a job begins that the same command would not change."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run of a sweep."""
 
+    num: int
+    """Its number in the sweep, from 0, as Hydra prints it."""
     overrides: Sequence[str]
     folder: Path
     settings: Mapping[str, Any]
@@ -62,7 +67,8 @@ def named(jobs: Sequence[DictConfig]) -> Iterator[list[Job]]:
     os.environ[NAME] = name
     try:
         overrides = [list(job.hydra.overrides.task) for job in jobs]
-        found = [Job(*each) for each in zip(overrides, map(_folder, range(len(jobs)), jobs), settings, strict=True)]
+        numbers = range(len(jobs))
+        found = [Job(*each) for each in zip(numbers, overrides, map(_folder, numbers, jobs), settings, strict=True)]
         if not goes_on:
             records.mkdir(parents=True, exist_ok=True)
             content = [{"overrides": job.overrides, "folder": str(job.folder)} for job in found]
@@ -77,10 +83,18 @@ def named(jobs: Sequence[DictConfig]) -> Iterator[list[Job]]:
 
 def summary(jobs: Sequence[Job]) -> str:
     """How many are complete, and what became of the others."""
-    states = [job.state() for job in jobs]
-    lines = [f"{job.folder}: {state}" for job, state in zip(jobs, states, strict=True) if state != "complete"]
+    states = {job: state for job in jobs if (state := job.state()) != "complete"}
+    lines = [f"job {job.num}, {job.folder}: {state}" for job, state in states.items()]
     how = "the same command does what is missing" if lines else "resume=never runs it anew"
-    return "\n".join([*lines, f"{states.count('complete')} of {len(jobs)} runs are complete; {how}"])
+    again = [job for job, state in states.items() if state.startswith(AGAIN)]
+    if again:
+        how += f", but {named_jobs(again)} would fail again: change what the message names"
+    return "\n".join([*lines, f"{len(jobs) - len(lines)} of {len(jobs)} runs are complete; {how}"])
+
+
+def named_jobs(jobs: Sequence[Job]) -> str:
+    """Their numbers."""
+    return f"job{'s' * (len(jobs) > 1)} {', '.join(str(job.num) for job in jobs)}"
 
 
 def settings_of(composed: DictConfig) -> dict[str, Any]:

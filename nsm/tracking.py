@@ -18,7 +18,10 @@ from nsm.config import LoggerConfig
 from nsm.files import PROGRESS
 from nsm.predictions import calibration_bins, confusion_counts
 from nsm.runs import headline, peak_memory_bytes, write_json
-from nsm.settings import hyperparameters
+from nsm.settings import hyperparameters, split_override
+
+CHOICES = ("schedule", "experiment")
+"""Groups whose choice decides hyperparameters, as ``schedule=smoke`` does."""
 
 
 def build_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
@@ -44,21 +47,33 @@ class Board(TensorBoardLogger):
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
-def log_results(loggers: Sequence[Logger], settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Give every logger the hyperparameters and what they led to, so that it can compare runs."""
-    chosen = {key: results[key] for key in ("domain", "model", "seed")} | hyperparameters(settings)
+def log_results(
+    loggers: Sequence[Logger], settings: Mapping[str, Any], results: Mapping[str, Any], given: Sequence[str] = ()
+) -> None:
+    """Give every logger the hyperparameters and what they led to, so that it can compare runs.
+
+    TensorBoard gets those that were given alone: its table shows but five of those that differ, the first by name, and
+    what differs between domains and models anyway would leave no place for what was varied.
+
+    Args:
+        given: overrides of the command line.
+    """
+    named, every = {key: results[key] for key in ("domain", "model", "seed")}, hyperparameters(settings)
+    chosen = named | {
+        key: every.get(key, value) for key, value in map(split_override, given) if key in every or key in CHOICES
+    }
     figures = headline(results)
     for logger in loggers:
         logger.log_metrics(figures)
         if isinstance(logger, TensorBoardLogger):
-            # Without Lightning's summary of the experiment, TensorBoard's table begins with what varied between runs.
+            # Without Lightning's summary of the experiment, TensorBoard looks for what differs between runs itself.
             plain = {
                 key: value if isinstance(value, bool | int | float) else str(value) for key, value in chosen.items()
             }
             for summary in hparams(plain, figures)[1:]:
                 logger.experiment.file_writer.add_summary(summary)
         else:
-            logger.log_hyperparams(chosen)
+            logger.log_hyperparams(named | every)
         logger.finalize("success")
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import hydra
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import Logger
@@ -42,18 +43,26 @@ CONF = str(Path(__file__).parent.parent / "conf")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def main(composed: DictConfig) -> float:
     """One run, in the folder that Hydra made for it; if it is interrupted, says how to continue."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    launched = HydraConfig.get()
+    folder = Path(launched.runtime.output_dir)
     try:
-        return train(composed, folder)
+        return train(composed, folder, launched.overrides.task)
     except KeyboardInterrupt:
-        log.warning("interrupted; to continue: %s", continuing(HydraConfig.get().overrides.task, folder))
+        log.warning("interrupted; to continue: %s", continuing(launched.overrides.task, folder, cli.python()))
+        raise
+    except Exception as error:
+        if launched.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of the first failure when all jobs are done
+            log.error("job %s failed: %s", launched.job.num, error)
         raise
 
 
-def train(composed: DictConfig, folder: Path) -> float:
+def train(composed: DictConfig, folder: Path, given: Sequence[str] = ()) -> float:
     """Train as configured, write the run into ``folder``, and return the best epoch's validation task loss.
 
     Where the folder holds the same run, it is continued; where that is complete, nothing is done.
+
+    Args:
+        given: what the command line asked for.
     """
     config = read_config(composed)
     settings: Any = OmegaConf.to_container(composed, resolve=True)
@@ -85,13 +94,14 @@ def train(composed: DictConfig, folder: Path) -> float:
                 alone = dataclasses.replace(config, hardware=dataclasses.replace(config.hardware, devices=1))
                 trainer = build_trainer(alone, epochs, folder, history, loggers, interrupts)
             module.restore(checkpoints.load(folder / checkpoints.BEST))
+            log.info("testing on %s", ", ".join(f"{name} ({len(s):,})" for name, s in datamodule.test_sets.items()))
             trainer.test(module, datamodule=datamodule, verbose=False)
             parameters = sum(parameter.numel() for parameter in module.model.parameters())
             results = record("completed") | runs.judged(
                 test_results(config, module, datamodule, folder), datamodule, parameters
             )
             runs.write_json(folder / runs.RESULTS, results)
-            tracking.log_results(loggers, settings, results)
+            tracking.log_results(loggers, settings, results, given)
     log.info("%s\n%s", folder, runs.format_table(results, datamodule.ceilings, datamodule.notes))
     return results["val"]["task_loss"]
 
@@ -136,7 +146,7 @@ def recorded(folder: Path, config: Config, settings: Any, history: callbacks.His
             results = record("interrupted" if stopped else "failed", f"{type(told).__name__}: {told}")
             runs.write_json(folder / runs.RESULTS, results)
         if isinstance(told, RunError):
-            raise RunError(f"{told}. {checkpoints.describe(folder)}") from error
+            raise type(told)(f"{told}. {checkpoints.describe(folder)}") from error
         raise
 
 
@@ -238,12 +248,14 @@ def test_results(
     }
     test |= dict.fromkeys(CYCLE_ERRORS) | cycle_errors
     if module.model.reconstructs:
+        steps = config.schedule.probe_steps
+        log.info("measuring how much of the way down structure alone explains (schedule.probe_steps=%d)", steps)
         test["cycle_error_structure_only"] = structure_only_error(
             module.model.eval(),
             datamodule.train_dataloader(),
             datamodule.test_dataloader()[0],
             temperature=module.temperature,
-            steps=config.schedule.probe_steps,
+            steps=steps,
         )
     if config.task.type != "regression":
         test |= datamodule.metrics({name: torch.cat(parts) for name, parts in module.predictions.items()})

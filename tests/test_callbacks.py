@@ -38,8 +38,8 @@ def test_no_collapse_no_warning(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_time_left_follows_the_last_epochs() -> None:
     rows = [{"epoch": epoch, "seconds": 100.0 if epoch == 1 else 10.0} for epoch in range(1, 8)]
-    assert time_left(rows, 20) == "2:10"
-    assert time_left(rows, 7) == "0:00"
+    assert time_left(rows, 20) == "2 min"
+    assert time_left(rows, 7) == "0 s"
 
 
 def test_gpu_stats_are_those_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

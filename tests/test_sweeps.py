@@ -37,13 +37,19 @@ def test_a_job_that_fails_spares_the_others(
 ) -> None:
     place = [f"hydra.sweep.dir={tmp_path / 'outputs'}", f"hydra/launcher={launcher}"]
     place += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    with pytest.raises(SystemExit, match=r"error: .* no longer a finite number"):
+    with pytest.raises(SystemExit, match=r"error: jobs 1, 3 of 4 failed"):
         command(*SWEEP, *place)
     states = [read(folder, "final_results.json")["status"] for folder in jobs(tmp_path / "outputs")]
     assert states == ["completed", "failed", "completed", "failed"]
     told = capsys.readouterr().out
-    assert "2 of 4 runs are complete; the same command does what is missing" in told
-    assert f"{jobs(tmp_path / 'outputs')[1]}: failed: RunError: at epoch 1, batch" in told
+    end = "2 of 4 runs are complete; the same command does what is missing, but jobs 1, 3 would fail again"
+    assert end in told
+    assert f"job 1, {jobs(tmp_path / 'outputs')[1]}: failed: DivergedError: at epoch 1, batch" in told
+    for failed, after in ((1, 2), (3, None)):
+        lines = (jobs(tmp_path / "outputs")[failed] / "train.log").read_text().splitlines()
+        assert f"[ERROR] - job {failed} failed: at epoch 1, batch" in lines[-1]
+        if launcher == "basic" and after is not None:
+            assert told.index(f"job {failed} failed") < told.index(f"#{after} : "), "as soon as it happens"
 
 
 def test_a_killed_sweep_is_continued_by_the_same_command(

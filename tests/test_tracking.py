@@ -155,9 +155,11 @@ def test_wandb_and_mlflow_keep_a_run_here(overrides: list[str], tmp_path: Path) 
 def test_tensorboard_in_a_browser(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     """Curves, pictures, and the table that compares a sweep by what varied in it."""
     folder = image_folder(tmp_path)
-    for rate in (0.001, 0.01):
-        settings = (f"schedule.learning_rate={rate}", "logger.figures_every_epochs=1")
-        train(composed(*settings), tmp_path / "outputs" / str(rate))
+    other = ("model=nsm", "model.node_features=8")  # which has many settings of its own
+    sweep = [(f"schedule.learning_rate={rate}", f"seed={seed}") for seed, rate in enumerate((0.001, 0.01))]
+    for number, given in enumerate([*sweep, other]):
+        settings = composed(*given, "logger.figures_every_epochs=1")
+        train(settings, tmp_path / "outputs" / str(number), ["domain=toy", "hardware=cpu", *given])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -182,7 +184,7 @@ def test_tensorboard_in_a_browser(composed: Callable[..., DictConfig], tmp_path:
             server.terminate()
             server.wait(timeout=30)
     assert (folder / "tensorboard.png").stat().st_size > 30_000
-    assert heads[2] == "schedule.learning_rate"
+    assert heads[2:5] == ["model", "schedule.learning_rate", "seed"]
 
 
 def await_answer(address: str, server: "subprocess.Popen[bytes]") -> None:

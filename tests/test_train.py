@@ -106,7 +106,9 @@ def test_a_run_writes_its_folder(
     told = "\n".join(record.getMessage() for record in caplog.records)
     assert "first batch: 64 graphs; x [320] int64" in told
     assert "epoch 2/2" in told
-    assert "left" in told
+    assert "about 0 s left" in told
+    steps = ("epoch 2/2", "testing on test (30), again (20)", "structure alone explains (schedule.probe_steps=")
+    assert sorted(map(told.index, steps)) == [*map(told.index, steps)], "so that no work is silent"
     assert "majority" in told
 
 
@@ -289,11 +291,29 @@ def test_an_interrupted_run_says_how_to_go_on(
             command(f"hydra.run.dir={folder}", "seed=3")
     assert stopped.value.code == 130
     told = (folder / "train.log").read_text()
-    assert "to continue: python -m nsm.train" in told
+    assert f"to continue: {cli.python()} -m nsm.train" in told
     assert f"seed=3 hydra.mode=RUN hydra.run.dir={folder}" in told
     command(f"hydra.run.dir={folder}", "seed=3")
     assert [row["epoch"] for row in read(folder, "training_history.json")] == [1, 2]
     assert read(folder, "final_results.json")["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("path", "here", "told"),
+    [(".venv/bin", ".", "python"), ("other", ".", ".venv/bin/python3"), ("other", "other", "{}/.venv/bin/python3")],
+)
+def test_commands_name_the_python_that_has_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, here: str, told: str
+) -> None:
+    """An environment that is active is on PATH; what ``make train`` uses is not."""
+    for folder in (".venv/bin", "other"):
+        program = tmp_path / folder / "python"
+        program.parent.mkdir(parents=True)
+        program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python3"))
+    monkeypatch.chdir(tmp_path / here)
+    assert cli.python() == told.format(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor
 from nsm.config import DomainConfig, check
 from nsm.data.candidates import Candidate, Enclosing, Pair, make_pairs, plant_doubts
 from nsm.data.datamodule import Grouping, TripleDataModule
+from nsm.data.progress import Progress
 from nsm.data.triples import TripleDataset, TripleWriter
 from nsm.data.world import (
     FAMILIES,
@@ -115,7 +116,9 @@ class KGDataModule(TripleDataModule):
         writers = {name: TripleWriter() for name in (*SPLITS, "ranking")}
         splits = _split(config.num_worlds)
         groups = np.array_split(np.arange(config.ranking_queries), splits.count("test"))
+        progress = Progress("generating kg", config.num_worlds, "worlds")
         for number, (split, world_rng) in enumerate(zip(splits, rng.spawn(config.num_worlds), strict=True)):
+            progress.reached(number)
             world = make_world(schema, config.num_entities, rate, config.hidden_fraction, world_rng)
             pairs = make_pairs(world, schema, config.pairs_per_family, world_rng)
             doubts = plant_doubts(world, schema, pairs, config.false_fraction, world_rng)
