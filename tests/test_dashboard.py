@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -89,6 +90,11 @@ def told(notebook: Any, cell: str) -> str:
     (found,) = (entry for entry in notebook.cells if entry.id == cell)
     shown = [{"text/plain": output.get("text", ""), **output.get("data", {})} for output in found.outputs]
     return "\n".join(str(form) for output in shown for kind, form in output.items() if kind.startswith("text/"))
+
+
+def drawn_of(notebook: Any, cell: str) -> list[str]:
+    """The charts of a cell."""
+    return re.findall("<svg.*?</svg>", told(notebook, cell), re.DOTALL)
 
 
 def pictures(notebook: Any, cell: str) -> int:
@@ -202,6 +208,7 @@ def test_hyperparameter_exploration(execute: Execute, kernel: Kernel) -> None:
     assert "| sweep | " in told(done, "configuration")
     assert "2 runs: 2 completed" in told(done, "sweep")
     assert re.search(r"^causal .* pool_ratio=0.3$", told(done, "sweep"), re.MULTILINE)
+    assert "pool_ratio" in drawn_of(done, "sweep")[-1], "test accuracy against what varied"
     assert len([*(kernel.home / "explored" / "sweeps").rglob("final_results.json")]) == 2
 
 
@@ -247,7 +254,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_damaged_and_missing_checkpoints_are_told(finished: Path, here: Path) -> None:
+def test_damaged_and_missing_checkpoints_are_told(finished: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "last.ckpt").write_bytes((finished / "last.ckpt").read_bytes()[:100])
     (here / "best_model.ckpt").write_bytes((finished / "best_model.ckpt").read_bytes())
     rows = {row[0]: row for row in dashboard.checkpoints(here).rows}
@@ -255,8 +262,15 @@ def test_damaged_and_missing_checkpoints_are_told(finished: Path, here: Path) ->
     assert rows["last.ckpt"][5] == "100 B"
     assert rows["best_model.ckpt"][1] in (1, 2)
     assert dashboard.checkpoints(here / "empty").note.endswith("has no checkpoint yet")
-    with pytest.raises(ConfigError, match=r"checkpoint=epoch_3 is not in .*: it has best_model.ckpt"):
+    with pytest.raises(ConfigError, match=r'epoch_3 is not in .*: it has best_model.*; CHECKPOINT = "best_model.ckpt"'):
         dashboard.load(finished, "epoch_3")
+    failed = here / "failed"
+    shutil.copytree(finished / ".hydra", failed / ".hydra")
+    (failed / "error.ckpt").write_bytes((finished / "last.ckpt").read_bytes())
+    monkeypatch.chdir(failed)  # where no other best_model.ckpt is
+    with pytest.raises(ConfigError, match=r'checkpoint=best is not in .*failed: .*; CHECKPOINT = "error.ckpt"'):
+        dashboard.load(failed)
+    assert dashboard.load(failed, "error.ckpt").epoch == 2
     with pytest.raises(ConfigError, match="run=nowhere is no folder"):
         dashboard.evaluate(Path("nowhere"))
 
@@ -265,6 +279,7 @@ def test_damaged_and_missing_checkpoints_are_told(finished: Path, here: Path) ->
     ("script", "message"),
     [
         ("echo starting; echo 'error: the loss is nan'; exit 1", r"exited with 1\nstarting\nerror: the loss is nan"),
+        ("seq 60; exit 1", r"exited with 1\n… 20 lines before these are in train.log\n21\n"),
         ("kill -9 $$", "killed, most likely for memory: lower schedule.batch_size"),  # as the system would
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections import defaultdict
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -13,13 +14,14 @@ from IPython.display import HTML, IFrame, Image, display
 from nsm import checkpoints as files
 from nsm.config import ConfigError
 from nsm.dashboard.plan import Plan
-from nsm.dashboard.tables import Table, size
+from nsm.dashboard.tables import Table, preformatted, size
 from nsm.evaluate import evaluate as evaluate_run
 from nsm.evaluate import format_evaluation
 from nsm.figures import PALETTE
 from nsm.reporting import charts, page, text
+from nsm.reporting.configuration import Configuration
 from nsm.reporting.records import find_runs, read_run
-from nsm.reporting.summary import summarise
+from nsm.reporting.summary import Summary, summarise
 from nsm.restore import Restored, read_checkpoint, restore
 
 LIGHT = "background:#fff;color:#1d2530;--ink:#1d2530;--line:#dde2e8;--other:#9aa3ad;--paper:#fff;" + "".join(
@@ -48,8 +50,18 @@ def checkpoints(folder: Path) -> Table:
 
 
 def load(folder: Path, checkpoint: str = "best") -> Restored:
-    """Build the run anew with a checkpoint's weights, and say what was loaded."""
-    restored = restore(folder, checkpoint)
+    """Build the run anew with a checkpoint's weights, and say what was loaded.
+
+    Raises:
+        ConfigError: if it cannot be used, naming another that the run has.
+    """
+    try:
+        restored = restore(folder, checkpoint)
+    except ConfigError as error:
+        others = {path.stem: path.name for path in folder.glob("*.ckpt")}
+        others.pop(Path(files.BEST if checkpoint == "best" else checkpoint).stem, None)
+        hint = "".join(f'; CHECKPOINT = "{name}" looks at that' for name in sorted(others.values())[:1])
+        raise ConfigError(f"{error}{hint}") from error
     count = sum(parameter.numel() for parameter in restored.module.parameters())
     told = f"{restored.checkpoint} of epoch {restored.epoch}: {restored.datamodule.name}, {count:,} parameters"
     display(HTML(f"loaded <code>{escape(told)}</code>"))
@@ -59,19 +71,31 @@ def load(folder: Path, checkpoint: str = "best") -> Restored:
 def evaluate(folder: Path, checkpoint: str = "best", split: str = "test") -> dict[str, Any]:
     """Score a checkpoint, show the table and the pictures."""
     result = evaluate_run(folder, split, checkpoint)
-    display(HTML(f"<pre>{escape(format_evaluation(result))}</pre>"))
+    display(preformatted(format_evaluation(result)))
     for path in sorted(folder.glob(f"evaluation_{split}_*.png")):
         display(Image(path.read_bytes()))
     return result
 
 
 def compare(outputs: Path) -> None:
-    """All runs beneath a folder: the report's table, and how far each domain's best models come."""
+    """All runs beneath a folder: how far each domain's best models come, what a sweep varied, the report's table."""
     summary = summarise(find_runs([outputs]))
     chart = charts.comparison(summary)
     if chart is not None:
         display(HTML(f'<div style="{LIGHT} max-width:560px">{chart}</div>'))
-    display(HTML(f"<pre>{escape(text.table(summary))}</pre>"))
+    for name, group in alike(summary).items():
+        for chart in charts.slices(group):
+            display(HTML(f'<div style="{LIGHT} max-width:560px"><b>{escape(name)}</b>{chart}</div>'))
+    display(preformatted(text.table(summary)))
+
+
+def alike(summary: Summary) -> dict[str, list[Configuration]]:
+    """Configurations of the same domain and model that have a score, which are compared by what varies."""
+    groups: dict[str, list[Configuration]] = defaultdict(list)
+    for configuration in summary.configurations:
+        if configuration.score:
+            groups[f"{configuration.domain}, {configuration.kind}"].append(configuration)
+    return groups
 
 
 def export(plan: Plan) -> Path:

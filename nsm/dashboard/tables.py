@@ -3,9 +3,10 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
-from IPython.display import Image
+from IPython.display import HTML, Image
 from matplotlib.figure import Figure
 
 
@@ -29,6 +30,11 @@ class Table:
 
 def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def preformatted(text: str) -> HTML:
+    """Text whose columns stand below one another, in an exported notebook too, whose style sheet says otherwise."""
+    return HTML(f'<pre style="font-family: monospace; white-space: pre; overflow-x: auto">{escape(text)}</pre>')
 
 
 def picture(figure: Figure) -> Image:

@@ -20,7 +20,7 @@ from IPython.display import HTML, DisplayHandle, display
 from nsm import figures
 from nsm.dashboard.plan import Plan
 from nsm.dashboard.results import compare
-from nsm.dashboard.tables import picture, size
+from nsm.dashboard.tables import picture, preformatted, size
 from nsm.files import HISTORY, PROGRESS
 from nsm.train import CONF
 
@@ -103,7 +103,7 @@ def watch(arguments: Sequence[str], folder: Path, title: str) -> bool:
         )
     if child.returncode:
         raise FailedRunError(f"{title}: python -m nsm.train exited with {child.returncode}\n{told}")
-    display(HTML(f"<pre>{escape(told)}</pre>"))
+    display(preformatted(told))
     return True
 
 
@@ -124,7 +124,8 @@ def _show(folder: Path, title: str, bars: DisplayHandle, curves: DisplayHandle, 
     if not history.exists() or drawn == (history, history.stat().st_mtime):
         return drawn
     stamp = (history, history.stat().st_mtime)
-    curves.update(picture(figures.training_curves(json.loads(history.read_text()), title)))
+    drawn_for = title if where == folder else f"{where.relative_to(folder)}, the newest of the runs in {folder.name}"
+    curves.update(picture(figures.training_curves(json.loads(history.read_text()), drawn_for)))
     return stamp
 
 
@@ -149,4 +150,6 @@ def progress_bars(title: str, progress: dict[str, Any]) -> str:
 
 def _tail(out: IO[str]) -> str:
     out.seek(0)
-    return "\n".join(out.read().splitlines()[-TAIL:])
+    lines = out.read().splitlines()
+    before = len(lines) - TAIL
+    return "\n".join([*([f"… {before} lines before these are in train.log"] if before > 0 else []), *lines[-TAIL:]])

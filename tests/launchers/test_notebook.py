@@ -101,7 +101,8 @@ def test_notebook_opens_with_its_token_alone(server: FakeModal, client: "subproc
 def test_it_ends_with_the_stand_in(isolation: None) -> None:
     """Which the README starts so, and which ``timeout`` or a service manager ends by SIGTERM."""
     pytest.importorskip("jupyterlab", reason="the extra notebook is not installed")
-    command = [sys.executable, "-m", "tests.fake_modal", sys.executable, "-m", "hydra_plugins.nsm_modal.cli", "notebook"]
+    python = [sys.executable, "-m"]
+    command = [*python, "tests.fake_modal", *python, "hydra_plugins.nsm_modal.cli", "notebook"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'launchers'}"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
