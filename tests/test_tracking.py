@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.text import Annotation
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -84,10 +85,22 @@ def test_a_drawn_selection_is_what_pooling_did(composed: Callable[..., DictConfi
                 cluster[node] = joined
         for members in cluster.values():
             assert len(members & selection.kept) == 1, "each cluster grows from one node that is kept"
+        assert selection.keepers == {
+            node: next(iter(members & selection.kept))
+            for node, members in cluster.items()
+            if node not in selection.kept
+        }
     figure = sample_graph(sample, datamodule.relations, datamodule.entity_types, "a sample", selection=selection)
     drawn = [text.get_text() for text in figure.axes[0].texts]
     assert sorted(text for text in drawn if text in datamodule.relations) == ["near", "near", "next", "next"]
     assert f"WHY keeps {len(selection.kept)} of 5 nodes" in drawn[-1]
+    arrows = [text.arrow_patch for text in figure.axes[0].texts if isinstance(text, Annotation)]
+    dashed = [arrow for arrow in arrows if arrow is not None and arrow.get_linestyle() not in ("-", "solid")]
+    assert len(arrows) - len(dashed) == sample.num_edges
+    assert len(dashed) == len(selection.keepers) == 5 - len(selection.kept)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert len({float(handle.get_sizes()[0]) for handle in legend.legend_handles}) == 1
 
 
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(
