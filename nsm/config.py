@@ -20,9 +20,14 @@ class ConfigError(ValueError):
 
 
 def check(condition: bool, key: str, value: Any, allowed: str) -> None:
-    """Raise :class:`ConfigError` unless ``condition`` holds."""
+    """Raise :class:`ConfigError`, saying what the value must be, unless ``condition`` holds."""
+    refuse_unless(condition, key, value, f"it must be {allowed}")
+
+
+def refuse_unless(condition: bool, key: str, value: Any, reason: str) -> None:
+    """Raise :class:`ConfigError`, with a reason in words of its own, unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(f"{key}={value!r} cannot be used: {allowed}")
+        raise ConfigError(f"{key}={value!r} cannot be used: {reason}")
 
 
 @dataclass
@@ -116,8 +121,12 @@ class TaskConfig:
     def __post_init__(self) -> None:
         check(self.type in TASKS, "task.type", self.type, f"one of {', '.join(TASKS)}")
         if self.type == "regression":
-            check(self.num_logits in (None, 1), "task.num_logits", self.num_logits, "regression returns 1 number")
-            check(self.class_weights is None, "task.class_weights", self.class_weights, "regression has no classes")
+            refuse_unless(
+                self.num_logits in (None, 1), "task.num_logits", self.num_logits, "regression returns 1 number"
+            )
+            refuse_unless(
+                self.class_weights is None, "task.class_weights", self.class_weights, "regression has no classes"
+            )
         check(self.num_logits in (None, 1, 2), "task.num_logits", self.num_logits, "1, 2 or null")
         if self.class_weights not in (None, "balanced"):
             two = isinstance(self.class_weights, Sequence) and len(self.class_weights) == 2
@@ -263,7 +272,7 @@ class HardwareConfig:
     def check_present(self) -> None:
         """Raise :class:`ConfigError` if this machine lacks the accelerator or its support for the precision."""
         gpu = torch.cuda.is_available()
-        check(
+        refuse_unless(
             gpu or self.accelerator != "gpu",
             "hardware.accelerator",
             self.accelerator,
@@ -272,7 +281,7 @@ class HardwareConfig:
         )
         if self.device == "cuda":
             there = torch.cuda.device_count()
-            check(
+            refuse_unless(
                 self.devices <= there,
                 "hardware.devices",
                 self.devices,
@@ -280,11 +289,11 @@ class HardwareConfig:
             )
         if self.precision == "16-mixed":
             remedy = "float16 needs a GPU, and there is none in use; use hardware.precision=bf16-mixed or 32-true"
-            check(self.device == "cuda", "hardware.precision", self.precision, remedy)
+            refuse_unless(self.device == "cuda", "hardware.precision", self.precision, remedy)
         if self.precision == "bf16-mixed" and self.device == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             remedy = f"{torch.cuda.get_device_name()} has no bfloat16; use hardware.precision=16-mixed or 32-true"
-            check(native, "hardware.precision", self.precision, remedy)
+            refuse_unless(native, "hardware.precision", self.precision, remedy)
 
 
 @dataclass
@@ -313,7 +322,9 @@ class LoggerConfig:
         """Raise :class:`ConfigError` if a logger needs a package that is not installed."""
         for name in ("wandb", "mlflow"):
             here = find_spec(name) is not None
-            check(here or not getattr(self, name), "logger", name, f"it is not installed: pip install -e '.[{name}]'")
+            refuse_unless(
+                here or not getattr(self, name), "logger", name, f"it is not installed: pip install -e '.[{name}]'"
+            )
 
 
 @dataclass

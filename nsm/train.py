@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from nsm import callbacks, checkpoints, cli, data, devices, models, resume, runs, saving, tracking
-from nsm.config import Config, check, read_config, register_schemas, schema_name
+from nsm.config import Config, read_config, refuse_unless, register_schemas, schema_name
 from nsm.data.datamodule import TripleDataModule
 from nsm.failures import RunError, explained, explaining
 from nsm.files import continuing
@@ -181,7 +181,7 @@ def build_datamodule(composed: DictConfig, config: Config) -> TripleDataModule:
     datamodule.check_disjoint()
     if config.task.type == "regression":
         has_target = "target" in datamodule.train_set.columns
-        check(has_target, "task.type", "regression", f"samples of {datamodule.name} have no number to predict")
+        refuse_unless(has_target, "task.type", "regression", f"samples of {datamodule.name} have no number to predict")
     return datamodule
 
 

@@ -222,8 +222,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process_state: None) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"workflow": "fast"}, "WORKFLOW='fast' cannot be used: one of quick, full"),
-        ({"workflow": "explore"}, r"SWEEP=\[\] cannot be used: what to explore"),
+        ({"workflow": "fast"}, "WORKFLOW='fast' cannot be used: it must be one of quick, full"),
+        ({"workflow": "explore"}, r"SWEEP=\[\] cannot be used: it must be what to explore"),
         ({"run": "outputs/a"}, "only the workflow checkpoints looks at an earlier run"),
         ({"overrides": ["model.levls=3"]}, "there is no setting model.levls: did you mean levels?"),
         ({"overrides": ["seed=-1"]}, "seed=-1 cannot be used"),

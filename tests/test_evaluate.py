@@ -119,7 +119,7 @@ def test_regression_is_scored_by_its_numbers(command: Callable[..., None], tmp_p
             ["run={parent}"],
             r"holds no run: .hydra/config.yaml is missing; there are runs beneath it, such as run=.*/run",
         ),
-        (["run={run}", "split=all"], "split='all' cannot be used: one of test, val, train"),
+        (["run={run}", "split=all"], "split='all' cannot be used: it must be one of test, val, train"),
         (
             ["run={run}", "checkpoint=epoch_9"],
             r"checkpoint=epoch_9 is not in .*: it has best_model.ckpt, checkpoint_epoch_1",

@@ -375,7 +375,9 @@ def test_exit_code_and_message_of_the_command() -> None:
     command = [sys.executable, "-m", "nsm.train", "model.pool_ratio=0"]
     refused = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert refused.returncode == 1
-    assert refused.stderr.strip() == ("error: model.pool_ratio=0.0 cannot be used: a share of nodes above 0, at most 1")
+    assert refused.stderr.strip() == (
+        "error: model.pool_ratio=0.0 cannot be used: it must be a share of nodes above 0, at most 1"
+    )
 
 
 def test_a_log_that_cannot_be_written_is_told(command: Callable[..., None], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from nsm.cli import check_configurations
-from nsm.config import Config, ConfigError, check, read_config
+from nsm.config import Config, ConfigError, check, read_config, refuse_unless
 from nsm.dashboard.tables import Table
 from nsm.reporting.records import find_runs
 from nsm.train import CONF
@@ -95,7 +95,9 @@ def configure(
     check(workflow in WORKFLOWS, "WORKFLOW", workflow, f"one of {', '.join(WORKFLOWS)}")
     explores = workflow == "explore"
     check(bool(sweep) or not explores, "SWEEP", list(sweep), "what to explore, such as ['model.pool_ratio=0.3,0.5']")
-    check(not run or workflow == "checkpoints", "RUN", run, "only the workflow checkpoints looks at an earlier run")
+    refuse_unless(
+        not run or workflow == "checkpoints", "RUN", run, "only the workflow checkpoints looks at an earlier run"
+    )
     home = Path(outputs)
     try:
         home.mkdir(parents=True, exist_ok=True)

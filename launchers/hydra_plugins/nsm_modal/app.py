@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.nsm_modal.config import ImageConfig, LauncherError, ModalLauncherConfig, check
+from hydra_plugins.nsm_modal.config import ImageConfig, LauncherError, ModalLauncherConfig, refuse_unless
 from hydra_plugins.nsm_modal.task import TaskName
 from hydra_plugins.nsm_modal.worker import PRELOAD, run
 
@@ -117,7 +117,9 @@ def sources(config: ImageConfig, task: TaskName | None) -> list[Path]:
     found = sorted(Path(task.script).parent.glob("*.py")) if task is not None and task.script is not None else []
     for package in packages_to_ship(config, task):
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        check(spec is not None, "image.local_packages", package, "no top-level package of that name is found here")
+        refuse_unless(
+            spec is not None, "image.local_packages", package, "no top-level package of that name is found here"
+        )
         assert spec is not None
         found += [Path(folder) for folder in spec.submodule_search_locations or [str(spec.origin)]]
     return found

@@ -18,9 +18,14 @@ class LauncherError(CompactHydraException):
 
 
 def check(condition: bool, key: str, value: Any, allowed: str) -> None:
-    """Raise :class:`LauncherError` unless ``condition`` holds."""
+    """Raise :class:`LauncherError`, saying what the value must be, unless ``condition`` holds."""
+    refuse_unless(condition, key, value, f"it must be {allowed}")
+
+
+def refuse_unless(condition: bool, key: str, value: Any, reason: str) -> None:
+    """Raise :class:`LauncherError`, with a reason in words of its own, unless ``condition`` holds."""
     if not condition:
-        raise LauncherError(f"hydra.launcher.{key}={value!r} cannot be used: {allowed}")
+        raise LauncherError(f"hydra.launcher.{key}={value!r} cannot be used: {reason}")
 
 
 def has_credentials() -> bool:
@@ -202,7 +207,7 @@ class ModalLauncherConfig:
         check(limit is None or limit >= 1, "max_containers", limit, "at least 1, or null for no limit")
         check(self.min_containers >= 0, "min_containers", self.min_containers, "0 or more")
         kept = self.min_containers == 0 or self.keep_app
-        check(
+        refuse_unless(
             kept, "min_containers", self.min_containers, "only an app that is kept has warm containers: keep_app=true"
         )
         named = re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", self.volume) is not None
@@ -213,9 +218,13 @@ class ModalLauncherConfig:
         check(usable, "mount", self.mount, "an absolute path other than /, /root and /tmp, where Modal has no volumes")
         check(self.commit_seconds > 0, "commit_seconds", self.commit_seconds, "above 0")
         check(self.sync in SYNCS, "sync", self.sync, f"one of {', '.join(SYNCS)}")
-        check(not (self.sweep and not self.resume), "sweep", self.sweep, "it is continued, so not with resume=false")
+        refuse_unless(
+            not (self.sweep and not self.resume), "sweep", self.sweep, "it is continued, so not with resume=false"
+        )
         for variable in self.env_passthrough:
-            check(variable in os.environ, "env_passthrough", variable, "no environment variable of that name is set")
+            refuse_unless(
+                variable in os.environ, "env_passthrough", variable, "no environment variable of that name is set"
+            )
         seconds = self.expected_seconds
         known = seconds is None or (isinstance(seconds, int | float) and seconds > 0) or ":" in str(seconds)
         check(known, "expected_seconds", seconds, "a number of seconds, package.module:function, or null")

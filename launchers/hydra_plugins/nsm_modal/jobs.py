@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from hydra_plugins.nsm_modal.config import LauncherError, ModalLauncherConfig, check
+from hydra_plugins.nsm_modal.config import LauncherError, ModalLauncherConfig, refuse_unless
 from hydra_plugins.nsm_modal.cost import usd_per_second
 from hydra_plugins.nsm_modal.task import TaskName
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -156,7 +156,9 @@ def _expected_seconds(expected: Any, task_config: DictConfig) -> float | None:
             raise LauncherError(f"hydra.launcher.expected_seconds={module}:{name} cannot be used: {error}") from error
         expected = expected(task_config)
         known = expected is None or isinstance(expected, int | float)
-        check(known, "expected_seconds", f"{module}:{name}", f"it returned {expected!r}, not a number of seconds")
+        refuse_unless(
+            known, "expected_seconds", f"{module}:{name}", f"it returned {expected!r}, not a number of seconds"
+        )
     return None if expected is None else float(expected)
 
 
