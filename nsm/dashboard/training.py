@@ -124,7 +124,7 @@ def _show(folder: Path, title: str, bars: DisplayHandle, curves: DisplayHandle, 
     if not history.exists() or drawn == (history, history.stat().st_mtime):
         return drawn
     stamp = (history, history.stat().st_mtime)
-    drawn_for = title if where == folder else f"{where.relative_to(folder)}, the newest of the runs in {folder.name}"
+    drawn_for = title if where == folder else f"run {where.relative_to(folder)}, the newest in {folder.name}"
     curves.update(picture(figures.training_curves(json.loads(history.read_text()), drawn_for)))
     return stamp
 
