@@ -52,7 +52,7 @@ def main(composed: DictConfig) -> float:
         raise
     except Exception as error:
         if launched.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of the first failure when all jobs are done
-            log.error("job %s failed: %s", launched.job.num, error)
+            log.error("job %s failed: %s: %s", launched.job.num, type(error).__name__, error)
         raise
 
 

@@ -47,7 +47,7 @@ def test_a_job_that_fails_spares_the_others(
     assert f"job 1, {jobs(tmp_path / 'outputs')[1]}: failed: DivergedError: at epoch 1, batch" in told
     for failed, after in ((1, 2), (3, None)):
         lines = (jobs(tmp_path / "outputs")[failed] / "train.log").read_text().splitlines()
-        assert f"[ERROR] - job {failed} failed: at epoch 1, batch" in lines[-1]
+        assert f"[ERROR] - job {failed} failed: DivergedError: at epoch 1, batch" in lines[-1]
         if launcher == "basic" and after is not None:
             assert told.index(f"job {failed} failed") < told.index(f"#{after} : "), "as soon as it happens"
 

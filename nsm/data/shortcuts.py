@@ -78,7 +78,7 @@ def audit(
     test_features = local_features(test)
     tables |= {name: (table, test_features[name]) for name, table in local_features(train).items()}
     progress = Progress("auditing shortcuts", 1 + len(tables), "cheap models")
-    with threadpool_limits(1):  # whose threads wait for one another on busy cores: two took seven times as long as one
+    with threadpool_limits(1):  # on busy cores threads wait for one another: two took two to seven times as long
         for name, (features, test_table) in tables.items():
             progress.reached(len(scores))
             boosting = HistGradientBoostingClassifier(max_iter=100, random_state=0).fit(features, y)
