@@ -136,7 +136,7 @@ def test_quick_validation(execute: Execute, kernel: Kernel) -> None:
     assert "best_model.ckpt of epoch" in told(done, "load")
     assert f"{results['test']['accuracy']:.3f}" in told(done, "evaluation")
     assert pictures(done, "evaluation") >= 3
-    assert "1 runs: 1 completed" in told(done, "comparison")
+    assert "1 run: 1 completed" in told(done, "comparison")
     with zipfile.ZipFile(kernel.home / "outputs" / "exports" / f"causal_{run.name}.zip") as archive:
         assert {"report.html", "runs.csv", "run/best_model.ckpt", "run/final_results.json"} <= {*archive.namelist()}
     assert "GPU" in told(done, "gpu")
