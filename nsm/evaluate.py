@@ -107,7 +107,11 @@ def evaluate(
         "task": task,
         "confidence": 0.95,
         "resamples": RESAMPLES,
-        "majority": datamodule.majority if classifies and split == "test" else None,
+        "majorities": (
+            {name: datamodule.majority if name == "test" else one_answer(sets[name]) for name in sets}
+            if classifies and split == "test"
+            else {}
+        ),
         "answers": OWN_THRESHOLDS if datamodule.own_thresholds else "P(1) > .5",
         "drawn": datamodule.instance_noun,
         "shortcuts": datamodule.shortcuts if classifies and known else {},
@@ -142,6 +146,12 @@ def predict(restored: Restored, dataset: TripleDataset) -> Tensor:
     return torch.cat([part.cpu() for part in parts])
 
 
+def one_answer(dataset: TripleDataset) -> float:
+    """Accuracy of the better of the two constant answers."""
+    share = float(dataset.column("y").float().mean())
+    return max(share, 1 - share)
+
+
 def draw(result: Mapping[str, Any], dataset: TripleDataset, prediction: Tensor) -> dict[str, Figure]:
     """The pictures of an evaluation, by name."""
     scored = result["sets"][result["split"]]
@@ -173,7 +183,7 @@ def format_evaluation(result: Mapping[str, Any]) -> str:
         lines += ["", f"{name}: {scored['samples']:,} samples{instances}{few}"]
         main_set = name == result["split"]
         shown = {key: value for key, value in scored["metrics"].items() if main_set or key in FURTHER}
-        judges = {"majority": result["majority"], **result["shortcuts"]} if main_set else {}
+        judges = {"majority": result["majorities"].get(name), **(result["shortcuts"] if main_set else {})}
         judges = {judge: value for judge, value in judges.items() if not judge.endswith("_matched")}
         judges["ceiling"] = result["ceilings"].get(name)
         for key, interval in shown.items():

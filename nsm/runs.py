@@ -217,7 +217,9 @@ def format_table(
         beside += [f"ceiling {ceiling:.3f}"] if ceiling is not None else []
         beside += [notes[name]] if name in notes else []
         rows.append((f"test {name}", _number(value), ", ".join(beside)))
-        rows += [(f"  {judge}", f"{score:.3f}", f"{value - score:+.3f}") for judge, score in _judges(results, name)]
+        for judge, score in _judges(results, name):
+            gain = round(value - score, 3) + 0.0  # which is no -0.0
+            rows.append((f"  {judge}", f"{score:.3f}", f"{gain:+.3f}"))
     epochs = f"{results['epochs']} epochs, best {results['best_epoch']}"
     rows.append(("seconds", f"{results['seconds']:.0f}", epochs))
     width = max(len(name) for name, _, _ in rows)

@@ -124,6 +124,11 @@ class Patience(EarlyStopping):
     def __init__(self, patience: int) -> None:
         super().__init__("val/loss", patience=patience)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self.stopped_epoch:
+            log.info("training ends: no better validation loss in %d epochs", self.patience)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True

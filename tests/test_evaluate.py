@@ -58,7 +58,7 @@ def test_best_checkpoint_on_the_test_split_gives_the_run_s_own_figures(
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
     assert metrics["accuracy"]["low"] < metrics["accuracy"]["high"]
     assert result["shortcuts"] == recorded["shortcuts"]
-    assert result["majority"] == recorded["majority"]
+    assert result["majorities"]["test"] == recorded["majority"]
     assert result["domain_figures"]["mean_probability_again"]["value"] == pytest.approx(
         recorded["test"]["mean_probability_again"]
     )

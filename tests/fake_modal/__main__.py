@@ -55,10 +55,19 @@ def main() -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
-    with FakeModal() as server:
-        result = subprocess.run(sys.argv[1:], env={**os.environ, **server.client_environment}, check=False)
+    with (
+        FakeModal() as server,
+        subprocess.Popen(sys.argv[1:], env={**os.environ, **server.client_environment}) as command,
+    ):
+        try:
+            code = command.wait()
+        except KeyboardInterrupt:  # which a terminal sends to the command as well: it ends in its own time
+            code = command.wait()
+        except SystemExit:
+            command.kill()
+            raise
     print(report(server), file=sys.stderr)
-    return result.returncode
+    return code
 
 
 if __name__ == "__main__":

@@ -443,3 +443,23 @@ def test_runs_a_command_against_a_fresh_server(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 3
     assert "VolumeGetOrCreate 1" in result.stderr
+
+
+def test_a_command_that_is_interrupted_ends_in_its_own_time(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import time\n"
+        "try:\n    print('begun', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(1)\n    print('ended', flush=True)\n"
+    )
+    command = [sys.executable, "-m", "tests.fake_modal", sys.executable, str(script)]
+    with subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate(timeout=60)
+    assert out == "ended\n"
+    assert "Traceback" not in err
+    assert process.returncode == 0
