@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -50,12 +52,21 @@ def explained(error: BaseException, batch_size: int) -> BaseException:
             "makes steps of the same size. Also: domain.eval_batch_size, model.node_features"
             f"{', hardware.precision=bf16-mixed' if on_gpu else ''}. ({message})"
         )
-    if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
+    if (isinstance(error, RuntimeError) and message.startswith("DataLoader worker")) or _between_processes(error):
+        reason = message.split("\n")[0]
         return RunError(
-            f"a process that makes batches died ({message.splitlines()[0]}); often the machine ran out of memory. "
+            f"a process that makes batches died ({reason}); often the machine ran out of memory. "
             "Give the same command again to continue; hardware.num_workers=0 makes batches without other processes"
         )
     return error
+
+
+def _between_processes(error: BaseException) -> bool:
+    """Whether a connection to another process broke off, as that to a loader that died with a batch in hand."""
+    if not isinstance(error, ConnectionError | EOFError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).parts[-2:] == ("multiprocessing", "connection.py") for frame in frames)
 
 
 def _gpu_memory() -> str:

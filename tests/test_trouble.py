@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from nsm import checkpoints
-from nsm.failures import RunError
+from nsm.failures import RunError, explaining
 from nsm.module import NSMModule
 from nsm.train import train
 from tests.same import differences
@@ -205,3 +205,12 @@ def test_a_clock_that_jumps_changes_nothing(
     assert next(calls) > 0
     assert all(0 <= row["seconds"] < 3600 for row in read(tmp_path / "run", "training_history.json"))
     assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_told_likewise() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(RunError, match=r"a process that makes batches died .*num_workers=0"), explaining(8):
+        ours.recv_bytes()
+    with pytest.raises(ConnectionResetError), explaining(8):
+        raise ConnectionResetError("of a logger's server")
