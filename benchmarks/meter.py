@@ -55,7 +55,8 @@ class StepMeter(Callback):
     def fit(self, trainer: Trainer, module: NSMModule, datamodule: Any) -> None:
         """Train until the rounds are measured."""
         assert isinstance(module.model, NSM)
-        trainer.callbacks.append(self)  # type: ignore[attr-defined]  # a list that Lightning sets from elsewhere
+        undeclared: Any = trainer  # Lightning sets its list of callbacks from elsewhere
+        undeclared.callbacks.append(self)
         with (
             self.stopwatch.watch(parts_of(trainer, module, datamodule)),
             replaced(trainer.strategy, "optimizer_step", self._record),

@@ -172,8 +172,7 @@ class CollapseWarning(Callback):
 
 def _own_thresholds(trainer: Trainer) -> bool:
     """Whether the domain answers otherwise than by P(y = 1) > .5, so that accuracies on the way say little."""
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning's undeclared attribute
-    return getattr(datamodule, "own_thresholds", False)
+    return getattr(getattr(trainer, "datamodule", None), "own_thresholds", False)
 
 
 def time_left(rows: list[dict[str, Any]], max_epochs: int) -> str:

@@ -265,6 +265,11 @@ class HardwareConfig:
         check(self.threads is None or self.threads >= 1, "hardware.threads", self.threads, "at least 1, or null")
 
     @property
+    def trainer_options(self) -> dict[str, Any]:
+        """What Lightning's ``Trainer`` is told of the device."""
+        return {"accelerator": "gpu" if self.device == "cuda" else "cpu", "precision": self.precision}
+
+    @property
     def device(self) -> str:
         """``cuda`` or ``cpu``, what this machine has of what was asked for."""
         return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"

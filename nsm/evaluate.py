@@ -134,9 +134,8 @@ def predict(restored: Restored, dataset: TripleDataset) -> Tensor:
     """Predictions [G] for every sample of a set, in order, on the CPU."""
     hardware = restored.config.hardware
     trainer = Trainer(
-        accelerator="gpu" if hardware.device == "cuda" else "cpu",
+        **hardware.trainer_options,
         devices=1,
-        precision=hardware.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -335,7 +335,8 @@ def _diverged(what: str, learning_rate: float) -> str:
 
 def build_module(config: Config, datamodule: Any, hparams: dict[str, Any]) -> NSMModule:
     """The model of ``config`` for the domain of ``datamodule``, ready to train."""
-    model = config.model.build(  # type: ignore[attr-defined]  # each model's own: the schemas know no torch
+    builder: Any = config.model  # each model's class has a build of its own, which the schemas, without torch, lack
+    model = builder.build(
         num_relations=len(datamodule.relations),
         num_entity_types=len(datamodule.entity_types),
         num_levels=datamodule.num_levels,

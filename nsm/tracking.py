@@ -161,7 +161,7 @@ class ValidationFigures(Callback):
             )
             bins = calibration_bins(probability, y)
             drawn["val/calibration"] = figures.calibration(bins, f"validation, epoch {epoch}")
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, undeclared
+        datamodule: Any = getattr(trainer, "datamodule", None)  # which Lightning does not declare
         dataset = datamodule.val_set
         sample = dataset.__getitems__([0]).to(pl_module.device)
         drawn["val/graph"] = drawings.sample_graph(

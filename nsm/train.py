@@ -159,8 +159,8 @@ def prepare_process(config: Config) -> None:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
-    # A debugging aid of deterministic mode, which costs time; PyTorch does not declare it.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    deterministic: Any = torch.utils.deterministic  # which PyTorch does not declare
+    deterministic.fill_uninitialized_memory = False  # an aid to debugging, which costs time
     lightning_log = logging.getLogger("lightning.pytorch")
     lightning_log.handlers.clear()
     lightning_log.propagate = True  # into train.log
@@ -214,11 +214,10 @@ def build_trainer(
     if on_gpu:
         watching.insert(0, callbacks.GPUStats())  # before the history, which writes them
     return Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
+        **hardware.trainer_options,
         devices=hardware.devices,
         strategy=devices.strategy(hardware),
         use_distributed_sampler=False,  # the loaders give every device its part
-        precision=hardware.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked
         deterministic=not on_gpu,
         max_epochs=epochs,
         gradient_clip_val=schedule.gradient_clip,

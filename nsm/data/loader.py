@@ -81,7 +81,7 @@ class TrainLoader(DataLoader):
         self._order, self._seen = order, 0
         super().__init__(dataset, batch_size=batch_size // world_size, sampler=order, collate_fn=as_is, **settings)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator is what callers need of PyTorch's
+    def __iter__(self) -> Any:  # a generator of batches, where PyTorch declares an iterator of its own class
         self._seen = self._order.start // self._order.batch_size
         for batch in super().__iter__():
             self._seen += 1

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -142,7 +143,7 @@ def _read_lines(path: Path, vocabulary: Vocabulary, problems: Problems) -> Tripl
         values = _numbers(path, number, row, problems)
         if values is None:
             continue
-        known = [table.get(name) for table, name in zip(names, row[:3], strict=True)]
+        known: list[Any] = [table.get(name) for table, name in zip(names, row[:3], strict=True)]
         if None in known:
             may_grow = (vocabulary.grows, vocabulary.relations_grow, vocabulary.grows)
             unknown = [i for i in range(3) if known[i] is None and not may_grow[i]]
@@ -152,7 +153,7 @@ def _read_lines(path: Path, vocabulary: Vocabulary, problems: Problems) -> Tripl
                 continue
             known = [table.setdefault(name, len(table)) for table, name in zip(names, row[:3], strict=True)]
         for column, value in zip(columns, known, strict=True):
-            column.append(value)  # type: ignore[arg-type]  # none of them is None any more
+            column.append(value)
         confidences.append(values[0])
         levels.append(int(values[1]))
         lines.append(number)
